@@ -1,0 +1,203 @@
+"""What a tenant has agreed to: the card, the settings frozen at join, and the tenant file that still fits them."""
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedprofile.client.directory import SegmentFile, TenantDirectory, default_ledger, write_model, write_private
+from fedprofile.client.enrolment import write_enrolment
+from fedprofile.client.ledger import Ledger
+from fedprofile.client.ledger_schema import Segment
+from fedprofile.client.segments import SegmentPlan
+from fedprofile.common.accounting import PrivacyLoss
+from fedprofile.common.card import FederationCard
+from fedprofile.common.enrolment import Invite
+from fedprofile.common.errors import ConfigError
+from fedprofile.common.tenant import TenantFile
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A tenant that has joined.
+
+    Args:
+        invite: Where the server is.
+        card: Agreed to.
+        tenant: The tenant file as it is now.
+        segment: What join froze.
+    """
+
+    invite: Invite
+    card: FederationCard
+    tenant: TenantFile
+    segment: SegmentFile
+
+    @property
+    def cap(self) -> PrivacyLoss:
+        """This federation's share."""
+        return PrivacyLoss(self.segment.plan.epsilon, self.segment.plan.delta)
+
+    def open_ledger(self, directory: TenantDirectory) -> Ledger:
+        """Open the population's ledger for writing.
+
+        Raises:
+            ConfigError: It is missing or cannot be opened; a missing one is never made anew here.
+        """
+        path = directory.ledger_path(self.segment.ledger)
+        if not path.exists():
+            raise ConfigError(
+                f"{path}: the ledger is not there; restore its newest copy. Starting without it would forget what "
+                "was released before."
+            )
+        return Ledger.open(
+            path,
+            population=self.segment.population,
+            epsilon=self.segment.life_epsilon,
+            delta=self.segment.life_delta,
+            evaluation_users=self.segment.evaluation_users,
+        )
+
+
+def read_agreement(directory: TenantDirectory) -> Agreement:
+    """Read what was agreed, and check that nothing has moved since.
+
+    Args:
+        directory: The tenant's.
+
+    Returns:
+        The agreement.
+
+    Raises:
+        ConfigError: The tenant has not joined, or the card or the tenant file has changed since.
+    """
+    invite, tenant = directory.read_invite(), directory.read_tenant_file()
+    segment, card = directory.read_segment(), directory.read_agreed_card()
+    again = f"run `flower-client join --dir {directory.root}` again"
+    if card is None or card.hash != segment.plan.card_hash:
+        raise ConfigError(f"{directory.card}: is not the card that was agreed to; {again}.")
+    if invite.card_hash != card.hash:
+        raise ConfigError(f"the newest invite has another federation card than the one agreed to; {again}.")
+    for name, agreed, now in _frozen_values(segment, tenant):
+        if agreed != now:
+            raise ConfigError(
+                f"tenant.toml: {name} is {now}, and {agreed} was frozen at join; put it back, or {again}."
+            )
+    return Agreement(invite, card, tenant, segment)
+
+
+def agree(
+    directory: TenantDirectory, *, invite: Invite, card: FederationCard, tenant: TenantFile, plan: SegmentPlan
+) -> tuple[Segment, Path]:
+    """Open the ledger's segment, freeze the settings and write the enrolment.
+
+    Doing it again with the same files changes nothing and charges nothing.
+
+    Args:
+        directory: The tenant's.
+        invite: The newest.
+        card: Of the invite.
+        tenant: The tenant file.
+        plan: From `plan_segment`.
+
+    Returns:
+        The segment, and the file to send to the operator.
+
+    Raises:
+        BudgetRefusal: The share does not fit into what is left of the life's budget.
+        ConfigError: The ledger cannot be opened, or tenant.toml names another one than was frozen.
+    """
+    population = tenant.population
+    stored = population.ledger or default_ledger(population.name)
+    if directory.segment.exists():
+        old = directory.read_segment()
+        if old.population == population.name and directory.ledger_path(old.ledger) != directory.ledger_path(stored):
+            raise ConfigError(
+                f"tenant.toml: population '{population.name}' has its ledger at {old.ledger}, frozen at join; "
+                "it cannot be at another place."
+            )
+    with Ledger.open(
+        directory.ledger_path(stored),
+        population=population.name,
+        epsilon=tenant.budget.epsilon,
+        delta=tenant.life_delta,
+        evaluation_users=tenant.privacy.evaluation_users,
+    ) as ledger:
+        segment = ledger.open_segment(plan)
+    frozen = SegmentFile(
+        population=population.name,
+        ledger=stored,
+        declared_users=population.declared_users,
+        life_epsilon=tenant.budget.epsilon,
+        life_delta=tenant.life_delta,
+        evaluation_users=tenant.privacy.evaluation_users,
+        plan=segment.plan,
+    )
+    write_private(directory.card, card.canonical())
+    write_model(directory.segment, frozen)
+    enrolment = write_enrolment(
+        directory,
+        tenant=invite.tenant,
+        card_hash=card.hash,
+        declared_users=population.declared_users,
+        promise=PrivacyLoss(segment.plan.epsilon, segment.plan.delta),
+    )
+    return segment, enrolment
+
+
+def card_text(card: FederationCard, agreed: FederationCard | None) -> str:
+    """The card for a person; where another one was agreed to before, only what has changed.
+
+    Args:
+        card: The new one.
+        agreed: The old one, None before the first agreement.
+
+    Returns:
+        Lines of `key = value`.
+    """
+    new = _lines(card)
+    if agreed is None:
+        return "\n".join([f"Federation card {card.hash}:", *(f"  {line}" for line in new)])
+    if agreed.hash == card.hash:
+        return f"Federation card {card.hash}: unchanged since you agreed to it."
+    changed = [
+        line
+        for line in difflib.unified_diff(_lines(agreed), new, lineterm="", n=0)
+        if not line.startswith(("---", "+++", "@@"))
+    ]
+    head = f"Federation card {card.hash}: changed since you agreed to {agreed.hash[:12]}... (- old, + new):"
+    return "\n".join([head, *(f"  {line}" for line in changed)])
+
+
+def _lines(card: FederationCard) -> list[str]:
+    lines: list[str] = []
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                walk(f"{prefix}.{name}" if prefix else str(name), inner)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for place, inner in enumerate(value, start=1):
+                walk(f"{prefix}[{place}]", inner)
+        else:
+            lines.append(f"{prefix} = {json.dumps(value, ensure_ascii=False)}")
+
+    walk("", card.model_dump(mode="json"))
+    return lines
+
+
+def _frozen_values(segment: SegmentFile, tenant: TenantFile) -> list[tuple[str, object, object]]:
+    plan, privacy, population = segment.plan, tenant.privacy, tenant.population
+    return [
+        ("population.name", segment.population, population.name),
+        ("population.ledger", segment.ledger, population.ledger or default_ledger(population.name)),
+        ("population.declared_users", segment.declared_users, population.declared_users),
+        ("budget.epsilon", segment.life_epsilon, tenant.budget.epsilon),
+        ("budget.delta", segment.life_delta, tenant.life_delta),
+        ("run.epsilon", plan.epsilon, tenant.run.epsilon),
+        ("run.delta", plan.delta, tenant.run_delta),
+        ("privacy.sample_rate", plan.sample_rate, privacy.sample_rate),
+        ("privacy.clip_norm", plan.clip_norm, privacy.clip_norm),
+        ("privacy.records_per_user", plan.records_per_user, privacy.records_per_user),
+        ("privacy.evaluation_users", segment.evaluation_users, privacy.evaluation_users),
+    ]

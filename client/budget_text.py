@@ -1,0 +1,44 @@
+"""The ledger for a person."""
+
+from fedprofile.client.ledger_summary import LedgerSummary, SegmentReading
+
+
+def budget_text(found: LedgerSummary) -> str:
+    """The ledger for a person.
+
+    Args:
+        found: From `fedprofile.client.ledger_summary.summary`.
+
+    Returns:
+        Lines; every epsilon with what gives it a meaning.
+    """
+    lines = [
+        f"Population {found.population}",
+        f"  for life         {found.cap}",
+        f"  taken by runs    epsilon {found.cap.epsilon - found.left:.3g}; left for new ones: epsilon {found.left:.3g}",
+        f"  spent so far     {found.spent}",
+    ]
+    for reading in found.segments:
+        lines += _segment_lines(reading)
+    lines.append(f"Releases: {len(found.releases)}")
+    lines += [
+        f"  {entry.sequence:>5}  {entry.time}  run {entry.segment}  {entry.kind:8} round {entry.round:>4}  "
+        f"sample rate {entry.sample_rate:g}, noise multiplier {entry.noise_multiplier:.4f}, steps {entry.steps}"
+        + ("  (written off)" if entry.written_off else "")
+        for entry in found.releases
+    ]
+    refused = ", ".join(f"{code} {count}" for code, count in found.refusals.items()) or "none"
+    lines.append(f"Refused requests: {refused}")
+    return "\n".join(lines)
+
+
+def _segment_lines(reading: SegmentReading) -> list[str]:
+    plan = reading.segment.plan
+    return [
+        f"Run {reading.segment.number}, opened {reading.segment.opened}, card {plan.card_hash[:12]}...",
+        f"  cap              epsilon={plan.epsilon:g} (delta={plan.delta:g})",
+        f"  training         {reading.train}",
+        f"                   {reading.steps} of at most {plan.cap_steps} steps",
+        f"  evaluation       {reading.evaluation}",
+        f"                   {reading.tables} of at most {plan.cap_tables} tables, on other users than training",
+    ]

@@ -1,0 +1,236 @@
+"""`flower-client`: what a tenant types.
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+"""
+
+import json
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedprofile.common.cli import run_command, show
+
+if TYPE_CHECKING:
+    from fedprofile.client.directory import TenantDirectory
+
+app = typer.Typer(
+    name="flower-client",
+    help="Take part in a private federation with your own data, under your own budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Directory = Annotated[Path, typer.Option("--dir", help="The tenant's directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def main() -> None:
+    """The console script."""
+    run_command(app, "flower-client")
+
+
+@app.command()
+def join(
+    directory: Directory,
+    invite: Annotated[Path | None, typer.Argument(metavar="[FILE.invite]", help="The operator's invite.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Agree without being asked.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Join a federation: first with the invite, then, after editing tenant.toml, without it."""
+    from fedprofile.client.directory import TenantDirectory
+
+    place = TenantDirectory(directory)
+    if invite is not None:
+        _take_invite(place, invite, as_json)
+    else:
+        _agree(place, yes, as_json)
+
+
+@app.command()
+def check(directory: Directory, as_json: AsJson = False) -> None:
+    """Validate data and policy, show histories, forecast epsilon and rounds. Sends nothing."""
+    from fedprofile.client.directory import TenantDirectory
+
+    place = TenantDirectory(directory)
+    invite, tenant = place.read_invite(), place.read_tenant_file()
+    card = invite.read_card()
+    from fedprofile.client.preview import preview
+
+    found = preview(place, card, tenant)
+    show(f"{found.as_text()}\nNothing was sent.", found.as_dict(), as_json)
+
+
+@app.command()
+def start(directory: Directory) -> None:
+    """Wait for the operator's enrolment, then take part until the run ends."""
+    from fedprofile.client.agreement import read_agreement
+    from fedprofile.client.directory import TenantDirectory
+    from fedprofile.client.enrolment import read_key
+
+    place = TenantDirectory(directory)
+    agreement = read_agreement(place)
+    key = read_key(place.key)
+    with place.running():
+        say = _logged(place)
+        say("loading the base model and the data.")
+        from fedprofile.client.participation import participate
+
+        participate(place, agreement, key, say, _stop_on_signals())
+
+
+@app.command()
+def budget(
+    directory: Directory,
+    release: Annotated[int | None, typer.Option("--show", metavar="N", help="The exact fields of release N.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the ledger: what may be spent, what is spent, what is left. Works while `start` runs."""
+    from fedprofile.client.directory import TenantDirectory, default_ledger
+    from fedprofile.client.ledger_summary import summary
+    from fedprofile.common.errors import ConfigError
+
+    place = TenantDirectory(directory)
+    if place.segment.exists():
+        path = place.ledger_path(place.read_segment().ledger)
+    else:
+        population = place.read_tenant_file().population
+        path = place.ledger_path(population.ledger or default_ledger(population.name))
+    found = summary(path)
+    data = found.as_dict()
+    if release is None:
+        from fedprofile.client.budget_text import budget_text
+
+        show(budget_text(found), data, as_json)
+        return
+    rows = [row for row in _rows(data) if row["sequence"] == release]
+    if not rows:
+        raise ConfigError(f"--show {release}: the ledger has no such release; it has {len(_rows(data))}.")
+    show("\n".join(f"{name:17}{json.dumps(value)}" for name, value in rows[0].items()), rows[0], as_json)
+
+
+@app.command()
+def predict(
+    directory: Directory,
+    rows: Annotated[Path, typer.Option("--input", help="CSV, JSON Lines or Parquet with the source's columns.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="A .csv or .jsonl file instead of the screen.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict with the newest adapter, here, without the server."""
+    from fedprofile.client.agreement import read_agreement
+    from fedprofile.client.directory import TenantDirectory
+
+    place = TenantDirectory(directory)
+    agreement = read_agreement(place)
+    from fedprofile.client.prediction import predict_file, write_predictions
+
+    found = predict_file(place, agreement, rows)
+    if output is None:
+        show(found.as_csv().rstrip("\n"), found.as_dict(), as_json)
+        return
+    write_predictions(found, output)
+    counted = {"round": found.round, "card": found.card_hash, "predictions": len(found.users), "output": str(output)}
+    show(f"{len(found.users)} predictions of the adapter after round {found.round} are in {output}.", counted, as_json)
+
+
+def _take_invite(place: "TenantDirectory", path: Path, as_json: bool) -> None:
+    from fedprofile.client.directory import write_private
+    from fedprofile.client.enrolment import accept_invite
+    from fedprofile.client.tenant_template import tenant_template
+
+    invite = accept_invite(place, path)
+    card = invite.read_card()
+    fresh = not place.tenant_file.exists()
+    if fresh:
+        write_private(place.tenant_file, tenant_template(card, invite.tenant).encode())
+    edit = f"Edit {place.tenant_file}" if fresh else f"{place.tenant_file} was kept; look at it again"
+    show(
+        f"The invite for tenant '{invite.tenant}' to federation '{card.name}' is in {place.root}.\n"
+        f"{edit}, then run:\n"
+        f"  flower-client check --dir {place.root}\n"
+        f"  flower-client join --dir {place.root}",
+        {"tenant": invite.tenant, "card": card.hash, "tenant_file": str(place.tenant_file), "fresh": fresh},
+        as_json,
+    )
+
+
+def _agree(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
+    from fedprofile.client.enrolment import read_key
+    from fedprofile.common.errors import ConfigError, PolicyRefusal
+
+    if as_json and not yes:
+        raise ConfigError("join with --json cannot ask; give --yes as well, after you have looked at `check`.")
+    invite, tenant = place.read_invite(), place.read_tenant_file()
+    card, agreed = invite.read_card(), place.read_agreed_card()
+    read_key(place.key)
+    from fedprofile.client.agreement import agree, card_text
+    from fedprofile.client.preview import preview
+
+    found = preview(place, card, tenant)
+    if not as_json:
+        print(card_text(card, agreed))
+        print(found.as_text())
+    if not yes and not typer.confirm(
+        f"Agree to this card and charge epsilon {found.plan.epsilon:g} (delta {found.plan.delta:g}) "
+        f"to population '{tenant.population.name}'?"
+    ):
+        raise PolicyRefusal("you did not agree; nothing was opened, written or sent.")
+    _, enrolment = agree(place, invite=invite, card=card, tenant=tenant, plan=found.plan)
+    show(
+        f"Joined. Send {enrolment} to the operator (it holds no secret), then run:\n"
+        f"  flower-client start --dir {place.root}",
+        {"tenant": invite.tenant, "enrolment": str(enrolment), **found.as_dict()},
+        as_json,
+    )
+
+
+def _rows(data: dict[str, Any]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = data["releases"]
+    return rows
+
+
+def _logged(place: "TenantDirectory") -> Callable[[str], None]:
+    """Send this package's log to client.log only, and give a function that says a line there and on the screen."""
+    place.log.touch(mode=0o600)
+    handler = logging.FileHandler(place.log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    ours = logging.getLogger("fedprofile")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
+    ours.propagate = False
+    # Other people's loggers may put anything into their lines.
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+
+    def say(line: str) -> None:
+        ours.info("%s", line)
+        print(line, flush=True)
+
+    return say
+
+
+def _stop_on_signals() -> threading.Event:
+    from fedprofile.client.transport import StoppedError
+
+    stop = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        # Raised where the main thread is, once: leaving the federation must not be interrupted again.
+        if not stop.is_set():
+            stop.set()
+            raise StoppedError
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    return stop
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""User-level clipping and noise on Opacus's per-sample gradients.
+
+Why it is private: adding or removing one user changes the float64 sum of a step by at most C in L2, because the mean
+over ALL of the user's sampled records, over however many physical chunks, is clipped once (clipping each chunk lets
+one user count 2 C). Gaussian noise of standard deviation sigma * C goes on that sum, also when nobody was sampled.
+Everything after it, the division by the float q * declared_users included, is post-processing.
+
+Guarantees, each with a test:
+    - equals a loop over users, whatever the chunks;
+    - a user whose mean is not finite contributes zero and still counts as sampled; 1e30 is clipped like any other;
+    - an empty sample releases noise;
+    - sum and noise lie on the grid of `fedprofile.client.noise`;
+    - a gradient is used once: a second `step` without new users raises.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from opacus.optimizers import DPOptimizer
+from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
+
+from fedprofile.client.noise import check_grid, noised_sum
+from fedprofile.client.randomness import Randomness
+from fedprofile.common.errors import ConfigError
+
+
+class UserDPOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Opacus's `DPOptimizer` whose unit is the user.
+
+    A step goes: for each group of users `open_users`, then for each physical chunk of their records a backward pass of
+    the SUMMED loss and `accumulate`, then `close_users`; at the end one `step`.
+
+    Args:
+        optimizer: The inner optimiser, over the trainables.
+        noise_multiplier: sigma.
+        clip_norm: C.
+        denominator: The float q * declared_users.
+        randomness: Of this reservation.
+
+    Raises:
+        ConfigError: The denominator is not positive, or the accounting would not cover the rounding.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        noise_multiplier: float,
+        clip_norm: float,
+        denominator: float,
+        randomness: Randomness,
+    ) -> None:
+        if not denominator > 0:
+            raise ConfigError(f"denominator={denominator} must be positive; it is sample_rate * declared_users.")
+        super().__init__(
+            optimizer,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=clip_norm,
+            expected_batch_size=None,
+            loss_reduction="sum",
+        )
+        # Opacus hangs per-sample gradients on the parameters, which no type says.
+        self._trainables: list[Any] = self.params
+        self._sizes = [parameter.numel() for parameter in self._trainables]
+        check_grid(noise_multiplier, sum(self._sizes))
+        self._denominator = denominator
+        self._randomness = randomness
+        self._counts: torch.Tensor | None = None
+        self._sums: list[torch.Tensor] = []
+        self._total = self._zero_total()
+
+    def open_users(self, counts: Sequence[int]) -> None:
+        """Begin a group of users.
+
+        Args:
+            counts: How many sampled records each of them has in this step; all of them come before `close_users`.
+        """
+        if self._counts is not None:
+            raise RuntimeError("close_users before the next group of users")
+        device = self._trainables[0].device
+        self._counts = torch.as_tensor(list(counts), dtype=torch.float32, device=device)
+        self._sums = [torch.zeros(len(self._counts), size, device=device) for size in self._sizes]
+
+    def accumulate(self, users: torch.Tensor) -> None:
+        """Take the per-sample gradients of one physical chunk.
+
+        Args:
+            users: Place in the group of each of the chunk's records, int64.
+        """
+        if self._counts is None:
+            raise RuntimeError("open_users before accumulate")
+        for parameter, sums in zip(self._trainables, self._sums, strict=True):
+            _check_processed_flag(parameter.grad_sample)
+            gradients = self._get_flat_grad_sample(parameter)
+            # Adding rows, never a matrix product over users: 0 * inf there would make every user's sum nan.
+            sums.index_add_(0, users, gradients.reshape(len(users), -1).to(torch.float32))
+            parameter.grad_sample = None
+            parameter.grad = None
+
+    def close_users(self) -> None:
+        """Clip each of the group's users once and add them up in float64."""
+        self.clip_and_accumulate()
+
+    def clip_and_accumulate(self) -> None:
+        """As Opacus's, over the open group of users instead of one batch of records."""
+        if self._counts is None:
+            return
+        counts, sums = self._counts, self._sums
+        self._counts, self._sums = None, []
+        means = [part.div_(counts[:, None]).double() for part in sums]
+        norms = torch.stack([part.square().sum(dim=1) for part in means]).sum(dim=0).sqrt()
+        finite = torch.isfinite(norms)
+        factors = torch.where(finite, self.max_grad_norm / norms.clamp(min=self.max_grad_norm), 0.0)
+        if not bool(finite.all()):
+            for part in means:
+                part[~finite] = 0.0
+        self._total += torch.cat([factors @ part for part in means]).cpu()
+
+    def add_noise(self) -> None:
+        """Secure Gaussian noise on the sum, both on one grid; the result goes to `p.grad` as float32."""
+        _check_processed_flag(self._total)
+        deviation = self.noise_multiplier * self.max_grad_norm
+        noised = torch.from_numpy(noised_sum(self._total.numpy(), deviation, self._randomness))
+        _mark_as_processed(self._total)
+        parts = torch.split(noised / self._denominator, self._sizes)
+        for parameter, part in zip(self._trainables, parts, strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter)
+
+    def pre_step(self, closure: object = None) -> bool:
+        """Noise, then the step's hook; there are no skipped steps here."""
+        self.close_users()
+        self.add_noise()
+        if self.step_hook:
+            self.step_hook(self)
+        return True
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Begin a step: forget sums, per-sample gradients and gradients."""
+        self._counts, self._sums = None, []
+        self._total = self._zero_total()
+        for parameter in self._trainables:
+            parameter.grad_sample = None
+            parameter.grad = None
+
+    def _zero_total(self) -> torch.Tensor:
+        return torch.zeros(sum(self._sizes), dtype=torch.float64)

@@ -1,0 +1,264 @@
+"""What lies where in a tenant's directory, and how it is written: atomically, and readable by its owner only.
+
+    tenant.toml              the tenant file, edited by a person
+    invite.json card.json    what the operator sent; the card that the tenant agreed to
+    key ca.crt               the tenant's private key, the federation's CA
+    segment.json             the ledger's path and population, and the settings, frozen at join
+    secret                   what the prefix cache's keys are made with
+    node.json journal/       the connection's state: node id, the request in flight
+    outbox/ cache/           finished replies, frozen activations
+    adapters/                adapters received, with latest.json
+    client.log lock          the local log, and the mark that `start` runs
+
+The ledger is not in it: it belongs to the data (PRIVACY.md, "Budget").
+"""
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from fedprofile.client.segments import SegmentPlan
+from fedprofile.common.card import FederationCard, Name, Sha256, card_from_canonical
+from fedprofile.common.config import Frozen, Model, validate
+from fedprofile.common.enrolment import Invite, read_exchanged
+from fedprofile.common.errors import ConfigError
+from fedprofile.common.tenant import TenantFile, load_tenant_file
+
+
+class SegmentFile(Frozen):
+    """What `join` froze for this federation; `start` refuses to run with anything else."""
+
+    format: Literal[1] = 1
+    population: Name
+    ledger: Path
+    """Relative to the directory, or absolute."""
+    declared_users: int
+    life_epsilon: float
+    life_delta: float
+    evaluation_users: float
+    plan: SegmentPlan
+
+
+class LatestAdapter(Frozen):
+    """Which of the stored adapters is the newest."""
+
+    round: int = Field(ge=0)
+    card_hash: Sha256
+    file: str = Field(pattern=r"^round-\d{4,}\.safetensors$")
+    arrays_hash: Sha256
+
+
+@dataclass(frozen=True)
+class TenantDirectory:
+    """The paths of one tenant's directory, and its small files as objects.
+
+    Args:
+        root: The directory; it need not exist yet.
+    """
+
+    root: Path
+
+    @property
+    def tenant_file(self) -> Path:
+        """What a person edits."""
+        return self.root / "tenant.toml"
+
+    @property
+    def invite(self) -> Path:
+        """The operator's invite."""
+        return self.root / "invite.json"
+
+    @property
+    def card(self) -> Path:
+        """The agreed card in canonical form."""
+        return self.root / "card.json"
+
+    @property
+    def key(self) -> Path:
+        """The private key."""
+        return self.root / "key"
+
+    @property
+    def segment(self) -> Path:
+        """What join froze."""
+        return self.root / "segment.json"
+
+    @property
+    def node(self) -> Path:
+        """The node id at the server."""
+        return self.root / "node.json"
+
+    @property
+    def journal(self) -> Path:
+        """The request in flight."""
+        return self.root / "journal"
+
+    @property
+    def outbox(self) -> Path:
+        """Finished replies."""
+        return self.root / "outbox"
+
+    @property
+    def cache(self) -> Path:
+        """Frozen activations."""
+        return self.root / "cache"
+
+    @property
+    def adapters(self) -> Path:
+        """Adapters received."""
+        return self.root / "adapters"
+
+    @property
+    def log(self) -> Path:
+        """The local log."""
+        return self.root / "client.log"
+
+    def create(self) -> None:
+        """Make the directory, private; an existing one is kept as it is.
+
+        Raises:
+            ConfigError: It cannot be made.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigError(f"{self.root}: cannot be made ({error.strerror}); choose another --dir.") from error
+
+    def read_invite(self) -> Invite:
+        """The invite.
+
+        Raises:
+            ConfigError: There is none, or it is not one.
+        """
+        self._require(
+            self.invite, "it is not a tenant's directory yet; run `flower-client join FILE.invite --dir` first"
+        )
+        return read_exchanged(self.invite, Invite)
+
+    def read_tenant_file(self) -> TenantFile:
+        """The tenant file.
+
+        Raises:
+            ConfigError: See `fedprofile.common.config.load_toml`.
+        """
+        self._require(self.tenant_file, "run `flower-client join FILE.invite --dir` first")
+        return load_tenant_file(self.tenant_file)
+
+    def read_agreed_card(self) -> FederationCard | None:
+        """The card that the tenant agreed to, None before the first agreement."""
+        if not self.card.exists():
+            return None
+        return card_from_canonical(self.card.read_bytes(), str(self.card))
+
+    def read_segment(self) -> SegmentFile:
+        """What join froze.
+
+        Raises:
+            ConfigError: The tenant has not joined.
+        """
+        self._require(self.segment, f"run `flower-client join --dir {self.root}` to agree to the card first")
+        return _read_json(self.segment, SegmentFile)
+
+    def read_latest_adapter(self) -> LatestAdapter | None:
+        """The newest adapter's entry, None while none has come."""
+        path = self.adapters / "latest.json"
+        return _read_json(path, LatestAdapter) if path.exists() else None
+
+    def secret(self) -> bytes:
+        """32 random bytes of this tenant, made at the first call."""
+        path = self.root / "secret"
+        if not path.exists():
+            write_private(path, secrets.token_bytes(32))
+        return path.read_bytes()
+
+    def ledger_path(self, ledger: Path) -> Path:
+        """A ledger's path, where it may be relative to the directory."""
+        return self.root / ledger
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold the directory for one running `start`.
+
+        Raises:
+            ConfigError: Another process holds it.
+        """
+        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(
+                    f"{self.root}: `flower-client start` already runs on this directory; stop that one first."
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _require(self, path: Path, hint: str) -> None:
+        if not path.exists():
+            raise ConfigError(f"{path}: is not there; {hint}.")
+
+
+def default_ledger(population: str) -> Path:
+    """Where a population's ledger lies when tenant.toml does not say.
+
+    Args:
+        population: Its name.
+
+    Returns:
+        `$XDG_STATE_HOME/fedprofile/populations/NAME.sqlite`, absolute.
+    """
+    state = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(state) if state and Path(state).is_absolute() else Path.home() / ".local" / "state"
+    return base / "fedprofile" / "populations" / f"{population}.sqlite"
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner can read; after a crash there is the old or the new one, whole.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        data: The content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_model(path: Path, model: Frozen) -> None:
+    """Write a small object as JSON, private and atomic."""
+    write_private(path, (model.model_dump_json(indent=2) + "\n").encode())
+
+
+def _read_json(path: Path, model: type[Model]) -> Model:
+    try:
+        return validate(json.loads(path.read_bytes()), model, str(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({type(error).__name__}); restore it or join again.") from error

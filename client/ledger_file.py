@@ -1,0 +1,70 @@
+"""How the ledger's file is locked, opened and made."""
+
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+
+from fedprofile.client.ledger_schema import FORMAT, SCHEMA
+from fedprofile.common.errors import ConfigError
+
+
+def lock_file(path: Path) -> int:
+    """Take the ledger's one exclusive lock, on a file beside it; it ends with the process at the latest.
+
+    Args:
+        path: The ledger.
+
+    Returns:
+        A descriptor to close when done.
+
+    Raises:
+        ConfigError: Another process holds it.
+        OSError: The lock's file cannot be made.
+    """
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ConfigError(
+            f"{path}: another process is writing to this ledger; stop it first: two runs over the same users share "
+            f"one budget and take turns."
+        ) from None
+    return lock
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the file for writing: what is committed is on the disk.
+
+    Args:
+        path: The ledger; made where it is missing, readable by its owner alone.
+
+    Returns:
+        The connection; transactions are the caller's.
+    """
+    # SQLite would make the file with the process's umask; it holds a key.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "fullfsync = 1", "foreign_keys = 1"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def create(
+    connection: sqlite3.Connection, population: str, epsilon: float, delta: float, evaluation_users: float, key: bytes
+) -> None:
+    """Make the tables and fix what never changes, in one transaction."""
+    connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
+    values = (FORMAT, population, epsilon, delta, evaluation_users, key)
+    connection.execute("INSERT INTO population VALUES (?, ?, ?, ?, ?, ?)", values)
+    connection.execute("COMMIT")
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's new names on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,137 @@
+"""The ledger's file: tables, rows and the hash chain.
+
+The chain makes an entry's hash cover everything before it, so that an edited or shortened ledger no longer matches
+its own hashes or the mark that the server has seen.
+"""
+
+import hashlib
+import json
+import sqlite3
+from dataclasses import asdict, dataclass, fields
+
+from fedprofile.client.segments import SegmentPlan
+from fedprofile.common.accounting import MechanismEvent
+from fedprofile.common.messages import GENESIS
+
+FORMAT = 1
+
+TRAIN = "train"
+EVALUATE = "evaluate"
+
+SCHEMA = """
+CREATE TABLE population (
+    format INTEGER NOT NULL, name TEXT NOT NULL, epsilon REAL NOT NULL, delta REAL NOT NULL,
+    evaluation_users REAL NOT NULL, key BLOB NOT NULL
+);
+CREATE TABLE segments (
+    number INTEGER PRIMARY KEY, card_hash TEXT NOT NULL, epsilon REAL NOT NULL, delta REAL NOT NULL,
+    sample_rate REAL NOT NULL, noise_multiplier REAL NOT NULL, clip_norm REAL NOT NULL,
+    records_per_user INTEGER NOT NULL, local_steps INTEGER NOT NULL, cap_steps INTEGER NOT NULL,
+    evaluation_noise_multiplier REAL NOT NULL, cap_tables INTEGER NOT NULL, opened TEXT NOT NULL
+);
+CREATE TABLE entries (
+    sequence INTEGER PRIMARY KEY, segment INTEGER NOT NULL REFERENCES segments (number), kind TEXT NOT NULL,
+    round INTEGER NOT NULL, question TEXT NOT NULL, sample_rate REAL NOT NULL, noise_multiplier REAL NOT NULL,
+    steps INTEGER NOT NULL, time TEXT NOT NULL, written_off INTEGER NOT NULL, head TEXT NOT NULL
+);
+CREATE TABLE released (sequence INTEGER PRIMARY KEY REFERENCES entries (sequence), payload TEXT NOT NULL);
+CREATE TABLE refused (code TEXT PRIMARY KEY, count INTEGER NOT NULL);
+CREATE TABLE foreign_marks (sequence INTEGER NOT NULL, head TEXT NOT NULL, accepted INTEGER NOT NULL,
+    PRIMARY KEY (sequence, head));
+"""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """An opened segment; `plan` never changes."""
+
+    number: int
+    plan: SegmentPlan
+    opened: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One reservation: what a release may cost, written before anything is drawn for it.
+
+    Args:
+        sequence: Ascending.
+        segment: Number of the segment.
+        kind: "train" or "evaluate".
+        round: Of the request.
+        question: SHA-256 of the arrays that came with the request.
+        sample_rate: q, 1.0 for a table.
+        noise_multiplier: The accounted one.
+        steps: How many steps of the mechanism.
+        time: UTC, ISO 8601.
+        written_off: Whether it stands for releases whose entries were lost.
+        head: The chain's hash up to and with this entry.
+    """
+
+    sequence: int
+    segment: int
+    kind: str
+    round: int
+    question: str
+    sample_rate: float
+    noise_multiplier: float
+    steps: int
+    time: str
+    written_off: bool
+    head: str
+
+    @property
+    def event(self) -> MechanismEvent:
+        """What it costs."""
+        return MechanismEvent(self.sample_rate, self.noise_multiplier, self.steps)
+
+
+def chained(previous: str, **values: object) -> str:
+    """The chain's next hash.
+
+    Args:
+        previous: The hash before; `GENESIS` for the first entry.
+        values: All fields of the entry but its `head`.
+
+    Returns:
+        SHA-256 over both.
+    """
+    body = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()
+
+
+def chain_holds(entries: list[Entry]) -> bool:
+    """Whether every entry's hash covers what stands before it.
+
+    Args:
+        entries: All, by sequence.
+    """
+    head = GENESIS
+    for entry in entries:
+        values = asdict(entry)
+        head = chained(head, **{name: value for name, value in values.items() if name != "head"})
+        if head != entry.head:
+            return False
+    return True
+
+
+def read_segments(connection: sqlite3.Connection) -> list[Segment]:
+    """All segments, in the order in which they were opened."""
+    names = [field.name for field in fields(SegmentPlan)]
+    rows = connection.execute(f"SELECT number, opened, {', '.join(names)} FROM segments ORDER BY number")
+    return [Segment(row[0], SegmentPlan(*row[2:]), row[1]) for row in rows]
+
+
+def read_entries(connection: sqlite3.Connection) -> list[Entry]:
+    """All entries, by sequence."""
+    names = [field.name for field in fields(Entry)]
+    rows = connection.execute(f"SELECT {', '.join(names)} FROM entries ORDER BY sequence")
+    entries = [dict(zip(names, row, strict=True)) for row in rows]
+    return [Entry(**{**entry, "written_off": bool(entry["written_off"])}) for entry in entries]
+
+
+def insert(connection: sqlite3.Connection, table: str, values: dict[str, object]) -> None:
+    """Insert one row; names come from this package's dataclasses, values are bound."""
+    names = ", ".join(values)
+    marks = ", ".join("?" for _ in values)
+    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", list(values.values()))

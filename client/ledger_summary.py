@@ -1,0 +1,191 @@
+"""Reading a ledger: caps, what is spent, what is left. Works while another process writes.
+
+`epsilon` is always a cap; `epsilon_spent`, `epsilon_train` and `epsilon_evaluation` are composed from the releases
+with the segment's delta. Training and evaluation users are disjoint, so a segment has spent the larger of the two;
+segments add. The guarantee is the sum of the caps; "spent" is a reading.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedprofile.client.ledger_schema import EVALUATE, FORMAT, TRAIN, Entry, Segment, read_entries, read_segments
+from fedprofile.common.accounting import ACCOUNTED_SHARE, PrivacyLoss, compose
+from fedprofile.common.errors import ConfigError
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True)
+class SegmentReading:
+    """One segment and what its releases have spent.
+
+    Args:
+        segment: As opened.
+        train: Composed over training users.
+        evaluation: Composed over evaluation users.
+        steps: Training steps reserved.
+        tables: Tables reserved.
+    """
+
+    segment: Segment
+    train: PrivacyLoss
+    evaluation: PrivacyLoss
+    steps: int
+    tables: int
+
+    @property
+    def spent(self) -> PrivacyLoss:
+        """The larger of the two; nobody is in both."""
+        return max(self.train, self.evaluation, key=lambda loss: loss.epsilon)
+
+    def as_dict(self) -> Json:
+        """For JSON."""
+        plan = self.segment.plan
+        return {
+            "card": plan.card_hash,
+            "epsilon": plan.epsilon,
+            "delta": plan.delta,
+            "epsilon_spent": self.spent.epsilon,
+            "epsilon_train": self.train.epsilon,
+            "epsilon_evaluation": self.evaluation.epsilon,
+            "sample_rate": plan.sample_rate,
+            "noise_multiplier": ACCOUNTED_SHARE * plan.noise_multiplier,
+            "clip_norm": plan.clip_norm,
+            "records_per_user": plan.records_per_user,
+            "steps": self.steps,
+            "cap_steps": plan.cap_steps,
+            "evaluation_noise_multiplier": ACCOUNTED_SHARE * plan.evaluation_noise_multiplier,
+            "tables": self.tables,
+            "cap_tables": plan.cap_tables,
+            "opened": self.segment.opened,
+        }
+
+
+@dataclass(frozen=True)
+class LedgerSummary:
+    """A ledger as a whole.
+
+    Args:
+        population: Its name.
+        cap: The life's budget.
+        segments: By number.
+        releases: All entries, by sequence.
+        payloads: SHA-256 of what was released, by sequence.
+        refusals: How often a request was refused, by code.
+    """
+
+    population: str
+    cap: PrivacyLoss
+    segments: tuple[SegmentReading, ...]
+    releases: tuple[Entry, ...]
+    payloads: dict[int, str]
+    refusals: dict[str, int]
+
+    @property
+    def spent(self) -> PrivacyLoss:
+        """Over all releases; delta is that of the segments that have any."""
+        used = [reading.spent for reading in self.segments if reading.steps or reading.tables]
+        names = {loss.accountant for loss in used}
+        accountant = "none" if not names else "prv" if names == {"prv"} else "rdp"
+        return PrivacyLoss(sum(loss.epsilon for loss in used), sum(loss.delta for loss in used), accountant=accountant)
+
+    @property
+    def left(self) -> float:
+        """Epsilon that new segments can still take of the life's budget."""
+        return max(self.cap.epsilon - sum(reading.segment.plan.epsilon for reading in self.segments), 0.0)
+
+    @property
+    def left_in_segments(self) -> float:
+        """Epsilon that the open segments hold and have not spent."""
+        return sum(max(reading.segment.plan.epsilon - reading.spent.epsilon, 0.0) for reading in self.segments)
+
+    def as_dict(self) -> Json:
+        """For JSON; the contract of `flower-client budget --json`."""
+        return {
+            "population": self.population,
+            "epsilon": self.cap.epsilon,
+            "delta": self.cap.delta,
+            "unit": self.cap.unit,
+            "adjacency": self.cap.adjacency,
+            "model": self.cap.model,
+            "accountant": self.cap.accountant,
+            "left": self.left,
+            "left_in_segments": self.left_in_segments,
+            "epsilon_spent": self.spent.epsilon,
+            "epsilon_train": sum(reading.train.epsilon for reading in self.segments),
+            "epsilon_evaluation": sum(reading.evaluation.epsilon for reading in self.segments),
+            "refused": sum(self.refusals.values()),
+            "refusals": self.refusals,
+            "segments": [reading.as_dict() for reading in self.segments],
+            "releases": [
+                {
+                    "sequence": entry.sequence,
+                    "segment": entry.segment,
+                    "kind": entry.kind,
+                    "round": entry.round,
+                    "sample_rate": entry.sample_rate,
+                    "noise_multiplier": entry.noise_multiplier,
+                    "steps": entry.steps,
+                    "time": entry.time,
+                    "written_off": entry.written_off,
+                    "question": entry.question,
+                    "payload": self.payloads.get(entry.sequence),
+                    "head": entry.head,
+                }
+                for entry in self.releases
+            ],
+        }
+
+
+def summary(path: Path) -> LedgerSummary:
+    """Read a ledger.
+
+    Args:
+        path: Its file; nothing is changed in it.
+
+    Returns:
+        The summary.
+
+    Raises:
+        ConfigError: There is no ledger at `path`, or it is not one of this version.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no ledger; 'flower-client join' opens it.")
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    try:
+        # One transaction, so that a writer's entry between two of these queries is in all of them or in none.
+        connection.execute("BEGIN")
+        version, name, epsilon, delta = connection.execute(
+            "SELECT format, name, epsilon, delta FROM population"
+        ).fetchone()
+        if version != FORMAT:
+            raise ConfigError(f"{path}: is a ledger of format {version}, and this is format {FORMAT}.")
+        segments, entries = read_segments(connection), read_entries(connection)
+        payloads = dict(connection.execute("SELECT sequence, payload FROM released").fetchall())
+        refusals = dict(connection.execute("SELECT code, count FROM refused ORDER BY code").fetchall())
+    except (sqlite3.DatabaseError, TypeError) as error:
+        raise ConfigError(f"{path}: is not a ledger of this version; restore it from a backup.") from error
+    finally:
+        connection.close()
+    return LedgerSummary(
+        population=name,
+        cap=PrivacyLoss(epsilon, delta),
+        segments=tuple(_reading(segment, entries) for segment in segments),
+        releases=tuple(entries),
+        payloads=payloads,
+        refusals=refusals,
+    )
+
+
+def _reading(segment: Segment, entries: list[Entry]) -> SegmentReading:
+    own = [entry for entry in entries if entry.segment == segment.number]
+    train = [entry.event for entry in own if entry.kind == TRAIN]
+    tables = [entry.event for entry in own if entry.kind == EVALUATE]
+    return SegmentReading(
+        segment=segment,
+        train=compose(train, segment.plan.delta),
+        evaluation=compose(tables, segment.plan.delta),
+        steps=sum(event.steps for event in train),
+        tables=sum(event.steps for event in tables),
+    )

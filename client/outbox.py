@@ -1,0 +1,136 @@
+"""Finished replies, kept so that the same question gets the same bytes.
+
+Why it is private: a server that restarts asks again. Drawing anew would cost again (five repeated rounds of twenty:
+epsilon 3.9 becomes 4.4) and average the noise away; giving the same bytes releases nothing new. The key is what was
+ASKED: card, round, kind and the received arrays, not a message's or a run's id. Arrays and fixed fields are kept, not
+a transport message.
+
+A reply that was not sent yet is still personal data of a person who may leave: until it is sent, the pseudonyms of
+the users it was computed over stand beside it, and `forget_gone` deletes it when one of them is no longer in the
+source. What was sent stays: repeating it tells nothing new.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fedprofile.client.ledger_file import sync_folder
+from fedprofile.common.adapters import arrays_hash
+from fedprofile.common.messages import Kind, LedgerMark, Reply, Request
+
+_PSEUDONYM_BYTES = 16
+
+
+def question_key(request: Request) -> str:
+    """What was asked, in 64 hexadecimal digits."""
+    parts = (request.card_hash, request.kind.value, str(request.round), arrays_hash(request.arrays))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class Outbox:
+    """A folder of replies, one file each, readable by its owner alone.
+
+    Args:
+        folder: Made where it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for leftover in folder.glob("*.part"):
+            leftover.unlink()
+
+    def get(self, key: str) -> Reply | None:
+        """The finished reply to a question.
+
+        Args:
+            key: See `question_key`.
+
+        Returns:
+            The reply as it was put, or None. A file that cannot be read counts as none: the question is then
+            answered, and paid for, anew.
+        """
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="numpy") as stored:
+                fields = stored.metadata()
+                arrays = {name: stored.get_tensor(name) for name in json.loads(fields["names"])}
+            mark = LedgerMark(int(fields["sequence"]), fields["head"])
+            return Reply(Kind(fields["kind"]), fields["card"], int(fields["round"]), arrays, mark)
+        except (SafetensorError, OSError, KeyError, ValueError):
+            return None
+
+    def put(self, key: str, reply: Reply, users: Iterable[bytes]) -> None:
+        """Keep a finished reply; when this returns, it is on the disk.
+
+        Args:
+            key: See `question_key`.
+            reply: What will be sent.
+            users: Pseudonyms of those it was computed over.
+        """
+        fields = {
+            "kind": reply.kind.value,
+            "card": reply.card_hash,
+            "round": str(reply.round),
+            "sequence": str(reply.ledger.sequence),
+            "head": reply.ledger.head,
+            # A reply goes out in this order; the file has its own.
+            "names": json.dumps(list(reply.arrays)),
+        }
+        arrays = {name: np.ascontiguousarray(value) for name, value in reply.arrays.items()}
+        # The users first: a reply without them counts as sent.
+        self._write(self._users_path(key), b"".join(sorted(users)))
+        self._write(self._path(key), save(arrays, metadata=fields))
+
+    def is_sent(self, key: str) -> bool:
+        """Whether the reply has left (or was never there)."""
+        return not self._users_path(key).exists()
+
+    def mark_sent(self, key: str) -> None:
+        """Note that the reply has left; the list of users goes."""
+        self._users_path(key).unlink(missing_ok=True)
+
+    def forget_gone(self, present: frozenset[bytes]) -> int:
+        """Delete unsent replies over users who are gone.
+
+        Args:
+            present: Pseudonyms of everyone in the source.
+
+        Returns:
+            How many were deleted.
+        """
+        forgotten = 0
+        for path in self._folder.glob("*.users"):
+            data = path.read_bytes()
+            users = {data[place : place + _PSEUDONYM_BYTES] for place in range(0, len(data), _PSEUDONYM_BYTES)}
+            if not users <= present:
+                path.with_suffix(".safetensors").unlink(missing_ok=True)
+                path.unlink()
+                forgotten += 1
+        if forgotten:
+            sync_folder(self._folder)
+        return forgotten
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.safetensors"
+
+    def _users_path(self, key: str) -> Path:
+        return self._folder / f"{key}.users"
+
+    def _write(self, path: Path, data: bytes) -> None:
+        part = path.with_suffix(path.suffix + ".part")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+        sync_folder(self._folder)

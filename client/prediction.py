@@ -1,0 +1,125 @@
+"""Predictions at the tenant, with the newest adapter that the server sent."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprofile.client.agreement import Agreement
+from fedprofile.client.directory import TenantDirectory, write_private
+from fedprofile.client.received import AdapterFolder
+from fedprofile.client.site import load_model
+from fedprofile.client.sources import read_examples
+from fedprofile.common.card import FederationCard
+from fedprofile.common.errors import ConfigError
+from fedprofile.common.interactions import encode
+from fedprofile.common.tenant import FileSource, TenantFile
+
+KINDS = get_args(FileSource.model_fields["kind"].annotation)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Probabilities for some records.
+
+    Args:
+        round: After which round the adapter was.
+        card_hash: Of the federation.
+        labels: The card's, in order.
+        users: One for each record, in the input's order.
+        probabilities: [n, labels]; each row sums to 1.
+    """
+
+    round: int
+    card_hash: str
+    labels: tuple[str, ...]
+    users: tuple[str, ...]
+    probabilities: NDArray[np.float64]
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """One object a record."""
+        return [
+            {
+                "user": user,
+                "label": self.labels[int(row.argmax())],
+                "probabilities": {label: round(float(value), 6) for label, value in zip(self.labels, row, strict=True)},
+            }
+            for user, row in zip(self.users, self.probabilities, strict=True)
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"round": self.round, "card": self.card_hash, "predictions": self.as_rows()}
+
+    def as_csv(self) -> str:
+        """A header, and one line a record."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["user", "label", *(f"p({label})" for label in self.labels)])
+        for row in self.as_rows():
+            writer.writerow([row["user"], row["label"], *(f"{value:.6f}" for value in row["probabilities"].values())])
+        return buffer.getvalue()
+
+
+def predict_file(directory: TenantDirectory, agreement: Agreement, path: Path) -> Predictions:
+    """Predict for the rows of a file.
+
+    The file has the columns of the tenant's source; the label is not needed. Where the card's history has events,
+    they come from the tenant's own events.
+
+    Args:
+        directory: The tenant's.
+        agreement: What the tenant has joined.
+        path: CSV, JSON Lines or Parquet, by its ending.
+
+    Returns:
+        The predictions.
+
+    Raises:
+        ConfigError: The file's ending is not one of these, or no adapter has come yet.
+        DataError: The file cannot be read, or rows are wrong.
+    """
+    card = agreement.card
+    tenant = _over(agreement.tenant, card, path)
+    adapters = AdapterFolder(directory, card.hash)
+    adapters.require()
+    examples = read_examples(tenant, card, directory.root, labelled=False)
+    model, tokenizer = load_model(card, tenant, directory.root)
+    number, arrays = adapters.newest(model.layout())
+    model.set_arrays(arrays)
+    records = encode(examples, card, tokenizer)
+    users = tuple(example.user for example in examples)
+    return Predictions(number, card.hash, card.task.labels, users, model.predict(records))
+
+
+def write_predictions(predictions: Predictions, path: Path) -> None:
+    """Write predictions to a file, readable by its owner only: `.csv`, or JSON Lines for `.jsonl` and `.json`.
+
+    Raises:
+        ConfigError: The file's ending is another one, or it cannot be written.
+    """
+    if path.suffix == ".csv":
+        text = predictions.as_csv()
+    elif path.suffix in (".jsonl", ".json"):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions.as_rows())
+    else:
+        raise ConfigError(f"--output {path}: give a name that ends in .csv or .jsonl.")
+    try:
+        write_private(path, text.encode())
+    except OSError as error:
+        raise ConfigError(f"--output {path}: cannot be written ({error.strerror}).") from error
+
+
+def _over(tenant: TenantFile, card: FederationCard, path: Path) -> TenantFile:
+    """The tenant file with another source of rows to predict for."""
+    kind = path.suffix.removeprefix(".")
+    if kind not in KINDS:
+        raise ConfigError(f"--input {path}: give a file that ends in {', '.join(f'.{kind}' for kind in KINDS)}.")
+    source = FileSource.model_validate({"kind": kind, "path": path.absolute()})
+    events = (tenant.events or tenant.source) if card.history.event else None
+    return tenant.model_copy(update={"source": source, "events": events})

@@ -1,0 +1,111 @@
+"""What `check` and `join` show: the data and the policy validated, histories as the model sees them, the forecast."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from fedprofile.client.directory import TenantDirectory, default_ledger
+from fedprofile.client.forecast import Cost, DataReading, forecast_cost, forecast_json, forecast_text, read_data
+from fedprofile.client.ledger_summary import LedgerSummary, summary
+from fedprofile.client.segments import SegmentPlan, plan_segment
+from fedprofile.client.sources import read_examples
+from fedprofile.common.card import FederationCard
+from fedprofile.common.errors import BudgetRefusal, PolicyRefusal
+from fedprofile.common.interactions import encode
+from fedprofile.common.modeling.base import resolve_base
+from fedprofile.common.tenant import TenantFile
+
+SHOWN = 3
+"""Histories that are shown."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A look at a run before it is agreed to.
+
+    Args:
+        card: The federation's.
+        plan: The run's mechanism.
+        data: The tenant's data in numbers.
+        cost: What the run would cost.
+        histories: Some records' text as the model sees it, cut to the card's length.
+        left: Epsilon of the life's budget that no run has taken yet; None before the ledger is made.
+    """
+
+    card: FederationCard
+    plan: SegmentPlan
+    data: DataReading
+    cost: Cost
+    histories: tuple[str, ...]
+    left: float | None
+
+    def as_text(self) -> str:
+        """For a person."""
+        lines = ["Histories as the model sees them (yours, stay here):"]
+        lines += [f"  {number}. {text}" for number, text in enumerate(self.histories, start=1)]
+        lines.append(forecast_text(self.data, self.cost))
+        if self.left is not None:
+            lines.append(f"  life's budget    epsilon {self.left:g} of this population is not taken by any run yet")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a machine; without the histories."""
+        return {"card": self.card.hash, **forecast_json(self.data, self.cost), "left": self.left}
+
+
+def preview(directory: TenantDirectory, card: FederationCard, tenant: TenantFile) -> Preview:
+    """Validate data and policy and work out what a run would cost. Writes nothing and sends nothing.
+
+    Args:
+        directory: The tenant's.
+        card: The federation's.
+        tenant: The tenant file.
+
+    Returns:
+        The preview.
+
+    Raises:
+        DataError: The source cannot be read, or rows are wrong.
+        ConfigError: The base model is missing or another one.
+        PolicyRefusal: The card is beyond what the tenant allows, or the promise is weaker than the card allows.
+        BudgetRefusal: The share does not fit into what is left of the life's budget.
+    """
+    until = tenant.policy.until
+    if until is not None and until < datetime.now(UTC).date():
+        raise PolicyRefusal(f"policy.until={until} is over: nothing would be answered; set a later day.")
+    examples = read_examples(tenant, card, directory.root)
+    files = resolve_base(card.base, directory.root / tenant.base.path if tenant.base else None)
+    tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+    records = encode(examples, card, tokenizer)
+    plan = plan_segment(card, tenant)
+    return Preview(
+        card=card,
+        plan=plan,
+        data=read_data(
+            records,
+            card=card,
+            declared_users=tenant.population.declared_users,
+            records_per_user=tenant.privacy.records_per_user,
+            unknown_token=tokenizer.unk_token_id,
+        ),
+        cost=forecast_cost(plan, declared_users=tenant.population.declared_users, rounds=card.training.rounds),
+        histories=tuple(str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in records.tokens[:SHOWN]),
+        left=_left(directory, tenant, plan),
+    )
+
+
+def _left(directory: TenantDirectory, tenant: TenantFile, plan: SegmentPlan) -> float | None:
+    population = tenant.population
+    path = directory.ledger_path(population.ledger or default_ledger(population.name))
+    if not path.exists():
+        return None
+    found: LedgerSummary = summary(path)
+    opened = any(reading.segment.plan.settings == plan.settings for reading in found.segments)
+    if not opened and plan.epsilon > found.left * (1 + 1e-9):
+        raise BudgetRefusal(
+            f"run.epsilon={plan.epsilon:g} (delta={plan.delta:g}) is more than the epsilon {found.left:g} that is left "
+            f"of population '{population.name}' ({found.cap} for life); lower the run's share, or leave the run."
+        )
+    return found.left

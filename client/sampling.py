@@ -1,0 +1,101 @@
+"""Who enters a step, with which records, and who is only ever evaluated.
+
+Why it is private: every training user enters a step independently with probability q (Poisson sampling, which is
+what the accountant assumes); q never depends on the data. The choice of a user's records looks at that user alone.
+Training and evaluation users are disjoint by a keyed hash of the user's id, so that one user's removal changes
+releases of one of the two kinds and the larger of their costs is the user's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprofile.client.randomness import Randomness
+from fedprofile.common.interactions import EncodedRecords
+
+
+@dataclass(frozen=True)
+class TenantRecords:
+    """What a tenant's source holds at one moment, split by user.
+
+    Args:
+        training: Records of users who only train.
+        evaluation: Records of users who are only evaluated.
+    """
+
+    training: EncodedRecords = field(repr=False)
+    evaluation: EncodedRecords = field(repr=False)
+
+
+def take_records(records: EncodedRecords, places: NDArray[np.int64]) -> EncodedRecords:
+    """Some of the records, over the same users.
+
+    Args:
+        records: All of them.
+        places: Which, in the order wanted.
+
+    Returns:
+        The chosen records; `users` and their numbers stay.
+    """
+    return replace(
+        records,
+        user=records.user[places],
+        tokens=[records.tokens[place] for place in places],
+        features=records.features[places],
+        labels=records.labels[places],
+        groups=records.groups[places],
+    )
+
+
+def split_records(records: EncodedRecords, evaluation_user: Callable[[str], bool]) -> TenantRecords:
+    """Split records into the two disjoint sets of users.
+
+    Args:
+        records: Of the whole source; those without a label are left out.
+        evaluation_user: `Ledger.evaluation_user`.
+
+    Returns:
+        Both sets.
+    """
+    labelled = take_records(records, np.flatnonzero(records.labels >= 0))
+    chosen = np.array([evaluation_user(user) for user in records.users], dtype=np.bool_)
+    return TenantRecords(training=labelled.of_users(~chosen), evaluation=labelled.of_users(chosen))
+
+
+def sample_users(users: int, sample_rate: float, randomness: Randomness) -> NDArray[np.int64]:
+    """Poisson sampling of users.
+
+    Args:
+        users: How many there are.
+        sample_rate: Probability with which each one enters, independently.
+        randomness: The step's source.
+
+    Returns:
+        The numbers of those who entered, ascending; possibly none.
+    """
+    return np.flatnonzero(randomness.uniform(users) < sample_rate).astype(np.int64)
+
+
+def choose_records(
+    user: NDArray[np.int64], sampled: NDArray[np.int64], limit: int, randomness: Randomness
+) -> NDArray[np.int64]:
+    """At most `limit` records of each sampled user, uniformly without replacement.
+
+    Args:
+        user: The user of every record.
+        sampled: The users in question.
+        limit: m, records a user at most.
+        randomness: The step's source.
+
+    Returns:
+        Places of the chosen records, all of one user's together, users ascending.
+    """
+    places = np.flatnonzero(np.isin(user, sampled))
+    owner = user[places]
+    order = np.lexsort((randomness.uniform(len(places)), owner))
+    places, owner = places[order], owner[order]
+    _, first, counts = np.unique(owner, return_index=True, return_counts=True)
+    rank = np.arange(len(owner)) - np.repeat(first, counts)
+    return places[rank < limit].astype(np.int64)

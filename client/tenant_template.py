@@ -1,0 +1,114 @@
+"""The tenant.toml that `join` writes for a person to edit, fitted to the federation card."""
+
+import json
+
+from fedprofile.common.card import FederationCard
+
+DEFAULT_EPSILON = 3.0
+
+
+def tenant_template(card: FederationCard, tenant: str) -> str:
+    """A complete tenant file with every key explained.
+
+    Args:
+        card: The federation's card; its columns, labels and largest epsilon are listed.
+        tenant: The tenant's name; the population's name to begin with.
+
+    Returns:
+        TOML that is valid as it stands and needs the person's own source, columns and numbers.
+    """
+    task, history = card.task, card.history
+    epsilon = min(DEFAULT_EPSILON, card.max_epsilon)
+    group = "# group = ...   not used: the card has no group attribute"
+    if task.group is not None:
+        values = ", ".join(task.group.values)
+        group = (
+            f"# group = {_text(task.group.attribute)}   # for fairness tables; values: {values}; leave out to decline"
+        )
+    time = 'time = "time"                # ISO 8601; histories are what lies strictly before it'
+    return "\n".join(
+        [
+            f"# Tenant file for federation {_text(card.name)}. It stays on this machine.",
+            "# Edit it, run `flower-client check`, then `flower-client join`, each with --dir and this directory.",
+            "format = 1",
+            "",
+            "# The labelled rows: one prediction each. csv, jsonl or parquet with a path (relative to this file),",
+            '# or kind = "sql" with url and query:',
+            '#   kind = "sql"',
+            '#   url = "postgresql+psycopg://reader@localhost/shop"',
+            '#   query = "SELECT * FROM labelled"',
+            "[source]",
+            'kind = "csv"',
+            'path = "data.csv"',
+            "",
+            "# Earlier events, where they are not the labelled rows themselves; same keys as [source].",
+            "# [events]",
+            '# kind = "csv"',
+            '# path = "events.csv"',
+            "",
+            "# What the card needs, by the card's names:",
+            *_needed(card),
+            "[columns]",
+            'user = "user"                # whose row it is; protected as a whole',
+            f'label = "label"              # one of: {", ".join(task.labels)}',
+            time if history.event else f"# {time}",
+            '# event_time = "time"         # of [events], where it differs from time',
+            group,
+            '# rename = { card_name = "your_column" }',
+            '# protected = ["name"]        # columns that no template and no feature may name',
+            "",
+            "[population]",
+            f"name = {_text(tenant)}",
+            "# A round number that you type; public. Never computed from the data, and it need not follow its growth.",
+            "declared_users = 1000",
+            "# Where the ledger of this population lies; frozen at join. It outlives this directory.",
+            '# ledger = "populations/name.sqlite"',
+            "",
+            "# For the population's whole life, over every federation.",
+            "# delta: 1e-6, or 1/(10 * declared_users) where that is smaller.",
+            "[budget]",
+            f"epsilon = {epsilon}",
+            "# delta = 1e-6",
+            "",
+            "# This federation's share, charged in full when you join.",
+            f"# epsilon: the card allows at most {card.max_epsilon:g}.",
+            "# delta: a quarter of the life's.",
+            "[run]",
+            f"epsilon = {epsilon}",
+            "# delta = 2.5e-7",
+            "# spare_rounds = 0            # rounds beyond the card's that a crash may cost",
+            "",
+            "[privacy]",
+            "clip_norm = 1.0               # largest norm of one user's part in a step",
+            "sample_rate = 0.1             # probability with which a user enters a step",
+            "records_per_user = 4          # most records of a user in a step",
+            "evaluation_users = 0.2        # share of users who are only evaluated; frozen in the ledger",
+            "",
+            "[policy]",
+            'kinds = ["train", "evaluate", "deliver"]',
+            "max_rounds_a_day = 10000",
+            "# until = 2030-12-31          # the last day on which anything is answered",
+            "reply_every = 30.0            # seconds; replies leave on this grid, so that their timing tells nothing",
+            "",
+            f"# Where the base model {_text(card.base.id)} lies, when it is not found by itself.",
+            "# [base]",
+            '# path = "model"',
+            "",
+        ]
+    )
+
+
+def _needed(card: FederationCard) -> list[str]:
+    lines = []
+    if card.history.record:
+        lines.append(f"#   text of a labelled row    {_text(card.history.record)}")
+    if card.history.event:
+        lines.append(f"#   text of an earlier event  {_text(card.history.event)}")
+    lines += [f"#   number {_text(one.name)} from {one.low:g} to {one.high:g}" for one in card.features.numeric]
+    lines += [f"#   category {_text(one.name)}: {', '.join(one.values)}" for one in card.features.categorical]
+    return lines
+
+
+def _text(value: str) -> str:
+    """A TOML string; JSON's escapes are TOML's."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

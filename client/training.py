@@ -1,0 +1,245 @@
+"""Private training at the tenant: a pure function of adapter, records, settings and randomness.
+
+Why it is private: everything that touches a record goes through `UserDPOptimizer`; what is released is the adapter
+after T noised steps minus the adapter before, scaled to the card's largest norm (post-processing, so that an honest
+tenant is never dropped). The optimiser starts afresh each time, so nothing computed from data without noise, and no
+state of an earlier round, can reach a release. No loss is kept, logged or returned.
+
+Records of a group of users are put into physical chunks by padded length, so that one long history costs its own
+padding and not everyone's; a user's records may lie in several chunks and are clipped together all the same.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.grad_sample.utils import prepare_module
+from torch import nn
+
+from fedprofile.client.clipping import UserDPOptimizer
+from fedprofile.client.noise import check_grid
+from fedprofile.client.randomness import Randomness
+from fedprofile.client.sampling import choose_records, sample_users
+from fedprofile.client.segments import SegmentPlan
+from fedprofile.client.selftest import check_gradients
+from fedprofile.common.adapters import scale_to_norm
+from fedprofile.common.card import FederationCard
+from fedprofile.common.interactions import EncodedRecords
+from fedprofile.common.messages import Arrays
+from fedprofile.common.modeling.batches import padded_length
+from fedprofile.common.modeling.profile_model import Prefixes, ProfileModel
+
+GROUP_USERS = 64
+"""How many users' gradients are held at once."""
+CHUNK_TOKENS = 2048
+"""Padded tokens of one forward pass; about this many were fastest on a CPU."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One forward pass.
+
+    Args:
+        places: Of its records.
+        users: Place in the group of each record's user.
+    """
+
+    places: NDArray[np.int64]
+    users: NDArray[np.int64]
+
+
+def user_groups(
+    owner: NDArray[np.int64], places: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> Iterator[tuple[list[int], list[Chunk]]]:
+    """Cut a step's records into groups of whole users, and each group into chunks of one padded length.
+
+    Args:
+        owner: User of each record, ascending.
+        places: The records.
+        lengths: Padded length of each.
+
+    Yields:
+        For each group the number of records of each of its users, and its chunks.
+    """
+    users, inverse, counts = np.unique(owner, return_inverse=True, return_counts=True)
+    for first in range(0, len(users), GROUP_USERS):
+        inside = np.flatnonzero((inverse >= first) & (inverse < first + GROUP_USERS))
+        chunks = []
+        for length in np.unique(lengths[inside]):
+            same = inside[lengths[inside] == length]
+            size = max(1, CHUNK_TOKENS // int(length))
+            for start in range(0, len(same), size):
+                part = same[start : start + size]
+                chunks.append(Chunk(places[part], inverse[part] - first))
+        yield [int(count) for count in counts[first : first + GROUP_USERS]], chunks
+
+
+class PrivateTrainer:
+    """Answers `train`.
+
+    Args:
+        model: Its trainables are what is released.
+        cache: The frozen layers' activations; None runs the model whole.
+        sample_rate: q.
+        noise_multiplier: sigma.
+        clip_norm: C.
+        records_per_user: m.
+        declared_users: What the tenant typed; never a count.
+        optimizer: "adam" or "sgd".
+        learning_rate: Of the adapter.
+        head_learning_rate: Of what is named `head.*`.
+        momentum: For "sgd".
+        proximal: FedProx's mu.
+        max_update_norm: The released update is scaled to it.
+
+    Raises:
+        ConfigError: The accounting would not cover the rounding.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ProfileModel,
+        cache: Prefixes | None,
+        sample_rate: float,
+        noise_multiplier: float,
+        clip_norm: float,
+        records_per_user: int,
+        declared_users: int,
+        optimizer: Literal["adam", "sgd"],
+        learning_rate: float,
+        head_learning_rate: float,
+        momentum: float,
+        proximal: float,
+        max_update_norm: float,
+    ) -> None:
+        check_grid(noise_multiplier, sum(parameter.numel() for parameter in model.trainables().values()))
+        self._model = model
+        self._cache = cache
+        self._sample_rate = sample_rate
+        self._noise_multiplier = noise_multiplier
+        self._clip_norm = clip_norm
+        self._records_per_user = records_per_user
+        self._denominator = sample_rate * declared_users
+        self._optimizer = optimizer
+        self._learning_rate = learning_rate
+        self._head_learning_rate = head_learning_rate
+        self._momentum = momentum
+        self._proximal = proximal
+        self._max_update_norm = max_update_norm
+
+    @classmethod
+    def of(
+        cls,
+        card: FederationCard,
+        plan: SegmentPlan,
+        *,
+        declared_users: int,
+        model: ProfileModel,
+        cache: Prefixes | None,
+    ) -> "PrivateTrainer":
+        """The trainer of a run: the card says how, the segment how privately."""
+        training = card.training
+        return cls(
+            model=model,
+            cache=cache,
+            sample_rate=plan.sample_rate,
+            noise_multiplier=plan.noise_multiplier,
+            clip_norm=plan.clip_norm,
+            records_per_user=plan.records_per_user,
+            declared_users=declared_users,
+            optimizer=training.optimizer,
+            learning_rate=training.learning_rate,
+            head_learning_rate=training.head_learning_rate,
+            momentum=training.momentum,
+            proximal=training.proximal,
+            max_update_norm=card.max_update_norm,
+        )
+
+    def self_test(self) -> None:
+        """See `check_gradients`; to be called before the first reservation.
+
+        Raises:
+            SelfTestError: Something that is to be trained would not be.
+        """
+        check_gradients(self._model)
+
+    def train(self, arrays: Arrays, records: EncodedRecords, *, steps: int, randomness: Randomness) -> Arrays:
+        """One release.
+
+        Args:
+            arrays: The global adapter, by wire name.
+            records: Of the training users.
+            steps: T.
+            randomness: Made for this reservation alone.
+
+        Returns:
+            New minus old adapter, float32, of at most `max_update_norm`; zeros where it is not finite.
+        """
+        self._model.set_arrays(arrays)
+        trainables = self._model.trainables()
+        start = {name: parameter.detach().clone() for name, parameter in trainables.items()}
+        optimizer = UserDPOptimizer(
+            self._inner_optimizer(trainables),
+            noise_multiplier=self._noise_multiplier,
+            clip_norm=self._clip_norm,
+            denominator=self._denominator,
+            randomness=randomness,
+        )
+        if self._proximal:
+            optimizer.attach_step_hook(lambda _: self._pull_back(trainables, start))
+        hooks = prepare_module(self._model, "hooks", wrap_model=False, loss_reduction="sum", batch_first=True)
+        try:
+            with warnings.catch_warnings():
+                # The lowest adapter's input is cached, so it has no gradient; its weights have one all the same.
+                warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                for _ in range(steps):
+                    self._step(optimizer, records, randomness)
+        finally:
+            optimizer.zero_grad()
+            hooks.cleanup()
+        moved = {name: (parameter.detach() - start[name]).cpu().numpy() for name, parameter in trainables.items()}
+        return self._bounded(moved)
+
+    def _step(self, optimizer: UserDPOptimizer, records: EncodedRecords, randomness: Randomness) -> None:
+        sampled = sample_users(len(records.users), self._sample_rate, randomness)
+        places = choose_records(records.user, sampled, self._records_per_user, randomness)
+        longest = self._model.card.history.max_tokens
+        lengths = np.array([padded_length(len(records.tokens[place]), longest) for place in places], dtype=np.int64)
+        optimizer.zero_grad()
+        for counts, chunks in user_groups(records.user[places], places, lengths):
+            optimizer.open_users(counts)
+            for chunk in chunks:
+                self._backward(records, chunk.places)
+                optimizer.accumulate(torch.from_numpy(chunk.users))
+            optimizer.close_users()
+        optimizer.step()
+
+    def _backward(self, records: EncodedRecords, places: NDArray[np.int64]) -> None:
+        logits = self._model([records.tokens[place] for place in places], records.features[places], self._cache)
+        labels = torch.from_numpy(records.labels[places]).to(logits.device)
+        nn.functional.cross_entropy(logits, labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
+
+    def _inner_optimizer(self, trainables: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+        head = [parameter for name, parameter in trainables.items() if name.startswith("head.")]
+        rest = [parameter for name, parameter in trainables.items() if not name.startswith("head.")]
+        groups = [{"params": rest, "lr": self._learning_rate}, {"params": head, "lr": self._head_learning_rate}]
+        groups = [group for group in groups if group["params"]]
+        if self._optimizer == "adam":
+            return torch.optim.Adam(groups)
+        return torch.optim.SGD(groups, lr=self._learning_rate, momentum=self._momentum)
+
+    def _pull_back(self, trainables: dict[str, nn.Parameter], start: dict[str, torch.Tensor]) -> None:
+        """FedProx's term, on what is noised already."""
+        for name, parameter in trainables.items():
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start[name], alpha=self._proximal)
+
+    def _bounded(self, moved: dict[str, NDArray[np.float32]]) -> Arrays:
+        if not all(bool(np.isfinite(value).all()) for value in moved.values()):
+            return {name: np.zeros_like(value) for name, value in moved.items()}
+        return scale_to_norm(dict(moved), self._max_update_norm)

@@ -1,0 +1,432 @@
+"""The federation card: everything about a federation that is public, and the hash that is its identity.
+
+A tenant agrees to exactly one card. Its hash is the SHA-256 of a canonical JSON form (sorted keys, no spaces,
+UTF-8), so that comments, order and layout of `federation.toml` do not change it and every value does.
+"""
+
+import hashlib
+import json
+import math
+import re
+from itertools import pairwise
+from pathlib import Path
+from string import Formatter
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from fedprofile.common.config import Frozen, load_toml, validate
+from fedprofile.common.errors import ConfigError
+
+OTHER_GROUP = "other"
+"""Where every user goes whose group value is not on the card."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class GroupSpec(Frozen):
+    """One attribute for fairness tables. It never enters the text or the features."""
+
+    attribute: str
+    values: tuple[str, ...] = Field(min_length=1)
+
+    @field_validator("values")
+    @classmethod
+    def _values_are_distinct(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(values)) != len(values) or OTHER_GROUP in values:
+            raise ValueError(f"values must be distinct and without '{OTHER_GROUP}', which is always there")
+        return values
+
+    @property
+    def all_values(self) -> tuple[str, ...]:
+        """The values of the card followed by `other`."""
+        return (*self.values, OTHER_GROUP)
+
+
+class TaskSpec(Frozen):
+    """What is predicted."""
+
+    kind: Literal["binary", "multiclass"]
+    labels: tuple[str, ...] = Field(min_length=2)
+    """In order; for `binary` the second is the positive one."""
+    group: GroupSpec | None = None
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must be distinct")
+        if self.kind == "binary" and len(self.labels) != 2:
+            raise ValueError("a binary task has exactly two labels")
+        return self
+
+
+class HistorySpec(Frozen):
+    """How one user's events become text.
+
+    `record` is rendered from the labelled row itself (what is known when the prediction is asked for), `event`
+    from each of the user's earlier events, newest kept when `max_tokens` cuts. Both are literals and column
+    names with an optional format, `{price:.0f}`; nothing is evaluated.
+    """
+
+    record: str = ""
+    event: str = ""
+    separator: str = "; "
+    max_events: int = Field(default=64, ge=0, le=4096)
+    max_tokens: int = Field(default=64, ge=8, le=4096)
+
+    @model_validator(mode="after")
+    def _templates_are_plain(self) -> Self:
+        for template in (self.record, self.event):
+            template_columns(template)
+        if not (self.record or self.event):
+            raise ValueError("give a template for 'record', for 'event', or for both")
+        return self
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Every column that the templates name."""
+        return template_columns(self.record) | template_columns(self.event)
+
+    @property
+    def numbers(self) -> frozenset[str]:
+        """The columns that a template formats as numbers."""
+        return template_numbers(self.record) | template_numbers(self.event)
+
+
+def template_columns(template: str) -> frozenset[str]:
+    """The columns that a template names.
+
+    Args:
+        template: Literals and `{column}` or `{column:format}`.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: The template is more than that: an attribute, an index, a conversion, a nested field.
+    """
+    return frozenset(name for name, _ in _template_fields(template))
+
+
+def template_numbers(template: str) -> frozenset[str]:
+    """The columns that a template formats, which therefore hold numbers.
+
+    Args:
+        template: Literals and `{column}` or `{column:format}`.
+
+    Returns:
+        The names of those with a format.
+    """
+    return frozenset(name for name, specification in _template_fields(template) if specification)
+
+
+def _template_fields(template: str) -> list[tuple[str, str]]:
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"template {template!r} is not valid: {error}") from error
+    fields = []
+    for _, name, specification, conversion in parts:
+        if name is None:
+            continue
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or conversion or "{" in (specification or ""):
+            raise ValueError(
+                f"template field {{{name}}} is not a plain column name; use letters, digits and underscores"
+            )
+        try:
+            width = len(format(1.5, specification or ""))
+        except ValueError:
+            raise ValueError(f"template field {{{name}:{specification}}} is not a number's format") from None
+        if width > 64:
+            raise ValueError(f"template field {{{name}:{specification}}} is wider than 64 characters")
+        fields.append((name, specification or ""))
+    return fields
+
+
+class ColumnFeature(Frozen):
+    """A column that is fused with the pooled text."""
+
+    name: str
+
+    @property
+    def width(self) -> int:
+        """How many inputs of the head it takes."""
+        raise NotImplementedError
+
+
+class NumericFeature(ColumnFeature):
+    """A numeric column, clipped to a public range and expanded on public knots.
+
+    Without knots the value, scaled to [0, 1], is the one input. With knots it becomes one hat function (a linear
+    spline's base) for `low`, each knot and `high`, so that a linear head can bend. On a `log` scale distances are
+    counted as log(1 + (value - low) / unit). A missing value gives zeros.
+    """
+
+    low: float
+    high: float
+    scale: Literal["linear", "log"] = "linear"
+    unit: float = Field(default=1.0, gt=0)
+    """For `log`: the distance from `low` that counts as small."""
+    knots: tuple[float, ...] = ()
+    """Strictly between `low` and `high`, ascending, in the column's own unit."""
+
+    @model_validator(mode="after")
+    def _knots_ascend(self) -> Self:
+        ends = (self.low, *self.knots, self.high)
+        if any(not left < right for left, right in pairwise(ends)):
+            raise ValueError(f"low, knots and high must ascend; they are {', '.join(f'{end:g}' for end in ends)}")
+        if len(self.knots) > 62:
+            raise ValueError("at most 62 knots")
+        return self
+
+    @property
+    def width(self) -> int:
+        """How many inputs of the head it takes."""
+        return len(self.knots) + 2 if self.knots else 1
+
+
+class CategoricalFeature(ColumnFeature):
+    """A categorical column with a public list of values, one input each; a value not listed gives zeros."""
+
+    values: tuple[str, ...] = Field(min_length=1)
+
+    @field_validator("values")
+    @classmethod
+    def _distinct(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError("values must be distinct")
+        return values
+
+    @property
+    def width(self) -> int:
+        """How many inputs of the head it takes."""
+        return len(self.values)
+
+
+class CrossSpec(Frozen):
+    """A numeric feature times a categorical one: the hat functions of the first, once for each value of the second.
+
+    With it a linear head can learn that the same number means different things in different categories.
+    """
+
+    numeric: str
+    categorical: str
+
+
+class FeaturesSpec(Frozen):
+    """The columns fused with the pooled text at the head, in this order: numeric, categorical, crosses."""
+
+    numeric: tuple[NumericFeature, ...] = ()
+    categorical: tuple[CategoricalFeature, ...] = ()
+    crosses: tuple[CrossSpec, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        if len({feature.name for feature in self.all}) != len(self.all):
+            raise ValueError("a feature is named twice")
+        numeric, categorical = ({feature.name for feature in part} for part in (self.numeric, self.categorical))
+        for cross in self.crosses:
+            if cross.numeric not in numeric or cross.categorical not in categorical:
+                raise ValueError(
+                    f"cross of '{cross.numeric}' and '{cross.categorical}': name a numeric and a categorical feature"
+                )
+        return self
+
+    @property
+    def all(self) -> tuple[ColumnFeature, ...]:
+        """The columns' own features in the order of the head's inputs."""
+        return (*self.numeric, *self.categorical)
+
+    @property
+    def width(self) -> int:
+        """How many inputs of the head all of them take."""
+        widths = {feature.name: feature.width for feature in self.all}
+        crossed = sum(widths[cross.numeric] * widths[cross.categorical] for cross in self.crosses)
+        return sum(widths.values()) + crossed
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """Every column that they read."""
+        return frozenset(feature.name for feature in self.all)
+
+
+class BaseSpec(Frozen):
+    """The frozen pretrained model, pinned by content."""
+
+    id: str
+    """Public id on the model hub; what the exported adapter names."""
+    revision: str = "main"
+    weights_sha256: Sha256
+    config_sha256: Sha256
+    tokenizer_sha256: Sha256
+
+
+class AdapterSpec(Frozen):
+    """What is trained."""
+
+    method: Literal["lora", "head"] = "lora"
+    rank: int = Field(default=8, ge=1, le=256)
+    alpha: float = Field(default=16.0, gt=0)
+    targets: tuple[str, ...] = ("query", "value")
+    top_layers: int = Field(default=1, ge=1, le=256)
+    train: Literal["AB", "B"] = "AB"
+    dtype: Literal["float32"] = "float32"
+    pooling: Literal["mean", "last"] = "mean"
+    text_scale: float = Field(default=1.0, gt=0)
+    """Constant factor on the pooled text before the head. The head's gradient grows with it and shares the clip
+    norm with LoRA's, so it decides how much of the clipped update each of the two gets."""
+
+
+class TrainingSpec(Frozen):
+    """How a tenant trains within a round."""
+
+    rounds: int = Field(ge=1, le=10_000)
+    local_steps: int = Field(ge=1, le=10_000)
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(gt=0)
+    head_learning_rate: float = Field(gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """For `sgd`."""
+    proximal: float = Field(default=0.0, ge=0)
+    """FedProx's mu; the term is added after the noise."""
+
+
+class AggregationSpec(Frozen):
+    """How the server combines updates."""
+
+    strategy: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
+    learning_rate: float = Field(default=1.0, gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """FedAvgM's momentum, FedAdam's beta_1."""
+    beta_2: float = Field(default=0.99, ge=0, lt=1)
+    tau: float = Field(default=1e-3, gt=0)
+    weight_cap: int = Field(default=1_000_000, ge=1)
+    """No tenant weighs more than this many declared users."""
+
+
+class RoundsSpec(Frozen):
+    """When a round starts, ends and is aggregated."""
+
+    min_tenants: int = Field(default=2, ge=1)
+    start_after: float = Field(default=0.0, ge=0)
+    """Seconds to wait for more tenants once `min_tenants` are there."""
+    timeout: float = Field(default=600.0, gt=0)
+    """Seconds after which a round goes on without those who have not answered."""
+
+
+class EvaluationSpec(Frozen):
+    """When the noised evaluation tables are asked for, and early stopping on them."""
+
+    when: Literal["never", "end", "start-middle-end", "every-round"] = "start-middle-end"
+    patience: int = Field(default=0, ge=0)
+    """Stop after this many evaluations without a gain beyond the interval; 0 never stops. Needs `every-round`."""
+
+    def rounds(self, total: int) -> tuple[int, ...]:
+        """After which rounds tables are asked for; 0 is before the first.
+
+        Args:
+            total: The card's number of rounds.
+
+        Returns:
+            Ascending, distinct.
+
+        >>> EvaluationSpec().rounds(10)
+        (0, 5, 10)
+        """
+        if self.when == "never":
+            return ()
+        if self.when == "end":
+            return (total,)
+        if self.when == "every-round":
+            return tuple(range(total + 1))
+        return tuple(sorted({0, total // 2, total}))
+
+
+class FederationCard(Frozen):
+    """A federation, whole. See the module's docstring."""
+
+    format: Literal[1] = 1
+    name: Name
+    task: TaskSpec
+    history: HistorySpec
+    features: FeaturesSpec = FeaturesSpec()
+    base: BaseSpec
+    adapter: AdapterSpec = AdapterSpec()
+    training: TrainingSpec
+    aggregation: AggregationSpec = AggregationSpec()
+    rounds: RoundsSpec = RoundsSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    max_epsilon: float = Field(default=10.0, gt=0, le=50)
+    """The weakest promise that a tenant may make here. The server cannot verify it."""
+    max_update_norm: float = Field(gt=0)
+    """L2 norm of the largest update; the client scales to it, the server drops what is above."""
+    initial_adapter: Sha256 | None = None
+    """SHA-256 of the safetensors file that the federation starts from, where it does not start afresh."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        group = self.task.group
+        if group is not None and group.attribute in self.history.columns | self.features.columns:
+            raise ValueError(
+                f"the group attribute '{group.attribute}' is for audits only; take it out of templates and features"
+            )
+        if self.evaluation.patience and self.evaluation.when != "every-round":
+            raise ValueError("evaluation.patience needs evaluation.when = 'every-round'")
+        if not math.isfinite(self.max_update_norm):
+            raise ValueError("max_update_norm must be finite")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Training steps over the whole run."""
+        return self.training.rounds * self.training.local_steps
+
+    def canonical(self) -> bytes:
+        """The canonical JSON form, which is what is hashed, sent in an invite and stored at a tenant."""
+        return json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        ).encode()
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of `canonical()`, 64 hexadecimal digits: the federation's identity."""
+        return hashlib.sha256(self.canonical()).hexdigest()
+
+
+def load_card(path: Path) -> FederationCard:
+    """Read `federation.toml`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The card.
+
+    Raises:
+        ConfigError: See `fedprofile.common.config.load_toml`.
+    """
+    return load_toml(path, FederationCard)
+
+
+def card_from_canonical(data: bytes, name: str) -> FederationCard:
+    """Read a card back from its canonical form.
+
+    Args:
+        data: What `FederationCard.canonical` gave.
+        name: What to call it in errors.
+
+    Returns:
+        The card.
+
+    Raises:
+        ConfigError: It is not a card, or not in canonical form.
+    """
+    try:
+        parsed = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{name}: the federation card is not JSON; ask the operator for a new invite.") from error
+    card = validate(parsed, FederationCard, name)
+    if card.canonical() != data:
+        raise ConfigError(f"{name}: the federation card is not in canonical form; ask for a new invite.")
+    return card

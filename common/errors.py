@@ -1,0 +1,94 @@
+"""The exceptions of the project, drawn once.
+
+    FedprofileError                exit code 1
+    +-- InputError                 exit code 2: a file, an option or data that cannot be used as it is
+    |   +-- ConfigError            a TOML or JSON file, or a command-line value
+    |   +-- DataError              rows of a source, each problem named by line and column, never by value
+    +-- RefusalError               exit code 3: a promise would be broken; carries a `RefusalCode`
+        +-- PolicyRefusal          beyond the tenant's policy, or a card the tenant has not agreed to
+        +-- BudgetRefusal          beyond the tenant's budget
+        +-- LedgerBehindError      the server has seen more of this ledger than the file holds
+
+Messages name the value, what was expected and what to do. They never hold a cell of anyone's data: a message may
+be printed, logged or sent on, so whoever raises must be able to show it to a stranger.
+"""
+
+from enum import StrEnum
+
+
+class RefusalCode(StrEnum):
+    """The complete list of reasons that may leave a tenant's site."""
+
+    UNAVAILABLE = "unavailable"
+    """Anything that failed because of data, code or hardware. One constant code: the reason would tell of data."""
+    POLICY = "policy"
+    BUDGET = "budget"
+    CARD = "card"
+    """The request is for another federation card than the one the tenant agreed to."""
+    ADAPTER = "adapter"
+    """The received arrays are not an adapter of the agreed card."""
+    LEDGER = "ledger"
+    """The tenant's ledger is behind what the server has seen."""
+
+
+class FedprofileError(Exception):
+    """Base of every error that a person can act on."""
+
+    exit_code = 1
+
+
+class InputError(FedprofileError):
+    """Something given cannot be used as it is."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A configuration file or command-line value is wrong."""
+
+
+class DataError(InputError):
+    """Rows of a source are wrong.
+
+    Args:
+        summary: One sentence without any cell's value.
+        problems: One line each, naming line and column and what was expected, without the value found.
+    """
+
+    def __init__(self, summary: str, problems: tuple[str, ...] = ()) -> None:
+        self.problems = problems
+        shown = "".join(f"\n  {problem}" for problem in problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        super().__init__(f"{summary}{shown}{more}")
+
+
+class RefusalError(FedprofileError):
+    """Going on would break a promise."""
+
+    exit_code = 3
+    code = RefusalCode.POLICY
+
+
+class PolicyRefusal(RefusalError):
+    """The request is beyond what the tenant's policy allows.
+
+    Args:
+        message: One sentence for the tenant.
+        code: What the server is told.
+    """
+
+    def __init__(self, message: str, code: RefusalCode = RefusalCode.POLICY) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class BudgetRefusal(RefusalError):
+    """The request is beyond the tenant's budget."""
+
+    code = RefusalCode.BUDGET
+
+
+class LedgerBehindError(RefusalError):
+    """The ledger's file is older than what the server has already seen of it."""
+
+    code = RefusalCode.LEDGER

@@ -1,0 +1,191 @@
+"""From events to records: what a model sees of one user at one moment, strictly before the label's time.
+
+A record is a function of ONE user's rows, the federation card and public constants. Nothing is fitted to the data:
+no vocabulary, scaler or class weight, and no other user's rows (PRIVACY.md, "Sampling, clipping, noise").
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedprofile.common.card import FederationCard
+from fedprofile.common.errors import ConfigError
+from fedprofile.common.features import encode_features
+
+Value = str | float | None
+Row = Mapping[str, Value]
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is used here."""
+
+    def __call__(self, text: list[str], /, *, add_special_tokens: bool) -> Mapping[str, list[list[int]]]: ...
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled row with the user's earlier events, before tokenisation.
+
+    Args:
+        user: Pseudonym of the user at this tenant.
+        row: The labelled row by card names; what is known when the prediction is asked for.
+        events: The user's earlier rows, oldest first, strictly before the row's time.
+        label: Index in the card's labels; -1 where it is not known.
+        group: Index in the group's values, the last being `other`.
+    """
+
+    user: str
+    row: Row = field(repr=False)
+    events: tuple[Row, ...] = field(default=(), repr=False)
+    label: int = -1
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class EncodedRecords:
+    """Records as the model takes them.
+
+    Args:
+        users: Distinct users, in order of first appearance.
+        user: Index in `users` of each record, int64 [n].
+        tokens: Token ids of each record with special tokens, int32 arrays of at most `max_tokens`.
+        features: Fused columns, float32 [n, width].
+        labels: int64 [n], -1 where not known.
+        groups: int64 [n].
+    """
+
+    users: tuple[str, ...] = field(repr=False)
+    user: NDArray[np.int64] = field(repr=False)
+    tokens: list[NDArray[np.int32]] = field(repr=False)
+    features: NDArray[np.float32] = field(repr=False)
+    labels: NDArray[np.int64] = field(repr=False)
+    groups: NDArray[np.int64] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def of_users(self, keep: NDArray[np.bool_]) -> "EncodedRecords":
+        """The records of some users.
+
+        Args:
+            keep: For each of `users`, whether to keep it.
+
+        Returns:
+            Records with users numbered anew.
+        """
+        chosen = np.flatnonzero(keep[self.user]) if len(self) else np.zeros(0, np.int64)
+        number = np.cumsum(keep) - 1
+        return replace(
+            self,
+            users=tuple(user for user, kept in zip(self.users, keep, strict=True) if kept),
+            user=number[self.user[chosen]].astype(np.int64),
+            tokens=[self.tokens[place] for place in chosen],
+            features=self.features[chosen],
+            labels=self.labels[chosen],
+            groups=self.groups[chosen],
+        )
+
+
+def render(template: str, row: Row) -> str:
+    """Fill a template with one row; a missing value renders as "unknown".
+
+    Args:
+        template: Literals and `{column}` or `{column:format}`, checked by the card.
+        row: Values by card name.
+
+    Returns:
+        The text.
+
+    >>> render("{visits:.0f} visits in {month}", {"visits": 3.0, "month": None})
+    '3 visits in unknown'
+    """
+    return template.format_map(_Fields(row))
+
+
+class _Missing:
+    """Stands for a value that is not there and accepts every format."""
+
+    def __format__(self, specification: str) -> str:
+        return "unknown"
+
+
+class _Number(float):
+    """A number that renders without needless digits where the template gives no format."""
+
+    def __format__(self, specification: str) -> str:
+        return format(float(self), specification or "g")
+
+
+class _Fields(dict[str, object]):
+    def __init__(self, row: Row) -> None:
+        super().__init__({name: _field(value) for name, value in row.items()})
+
+
+def _field(value: Value) -> object:
+    if value is None:
+        return _Missing()
+    return _Number(value) if isinstance(value, float) else value
+
+
+def encode(examples: Sequence[Example], card: FederationCard, tokenizer: Tokenizer) -> EncodedRecords:
+    """Render, tokenise and cut to the card's `max_tokens`.
+
+    Events come first, oldest to newest, and the labelled row's own text last. What does not fit is cut at the old
+    end: whole events first, then the oldest tokens, so that the newest events and the row itself are kept.
+
+    Args:
+        examples: Of one tenant, or of one request for a prediction.
+        card: Template, lengths, features.
+        tokenizer: Of the card's base model.
+
+    Returns:
+        The records, in the order of `examples`.
+    """
+    users = tuple(dict.fromkeys(example.user for example in examples))
+    place = {user: number for number, user in enumerate(users)}
+    return EncodedRecords(
+        users=users,
+        user=np.array([place[example.user] for example in examples], dtype=np.int64),
+        tokens=_tokens(examples, card, tokenizer),
+        features=encode_features([example.row for example in examples], card.features),
+        labels=np.array([example.label for example in examples], dtype=np.int64),
+        groups=np.array([example.group for example in examples], dtype=np.int64),
+    )
+
+
+def _tokens(examples: Sequence[Example], card: FederationCard, tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
+    history = card.history
+    pieces: list[list[str]] = []
+    for example in examples:
+        newest = example.events[max(0, len(example.events) - history.max_events) :] if history.event else ()
+        texts = [render(history.event, event) for event in newest]
+        if history.record:
+            texts.append(render(history.record, example.row))
+        pieces.append([text + history.separator for text in texts[:-1]] + texts[-1:])
+    flat = [text for texts in pieces for text in texts]
+    ids = tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else []
+    before, after = _special_tokens(tokenizer)
+    room = history.max_tokens - len(before) - len(after)
+    tokens: list[NDArray[np.int32]] = []
+    start = 0
+    for texts in pieces:
+        parts = ids[start : start + len(texts)]
+        start += len(texts)
+        while len(parts) > 1 and sum(map(len, parts)) > room:
+            parts = parts[1:]
+        kept = [token for part in parts for token in part][-room:]
+        tokens.append(np.array([*before, *kept, *after], dtype=np.int32))
+    return tokens
+
+
+def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text, found by comparing one word with and without them."""
+    bare = tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
+    whole = tokenizer(["a"], add_special_tokens=True)["input_ids"][0]
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    raise ConfigError("the tokenizer changes a text when it adds its special tokens; use another base model.")

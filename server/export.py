@@ -1,0 +1,126 @@
+"""`flower-server export`: the adapter folder, loaded again in a fresh process and compared.
+
+The comparison uses made-up texts and the ends of the card's public ranges, so that it needs nobody's data.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors
+
+from fedprofile.common.accounting import PrivacyLoss
+from fedprofile.common.card import FederationCard
+from fedprofile.common.errors import InputError
+from fedprofile.common.messages import Arrays
+from fedprofile.server.checkpoint import load_arrays
+from fedprofile.server.directory import ServerDirectory
+from fedprofile.server.enrolment import read_roster
+
+if TYPE_CHECKING:
+    from fedprofile.common.interactions import Value
+
+LARGEST_DIFFERENCE = 1e-5
+"""Of a probability; above it the export is wrong and is not left behind as if it were right."""
+
+
+def export_adapter(root: Path, out: Path, base: Path | None = None) -> dict[str, Any]:
+    """Write the newest global adapter as a folder.
+
+    Args:
+        root: The server's directory.
+        out: Must not exist or be empty.
+        base: Where the base model lies; None for what `server.toml` says.
+
+    Returns:
+        "folder", "round", "difference" (of a probability, in a fresh process), "card_hash".
+
+    Raises:
+        InputError: There is no adapter yet, the base model is missing or differs, `out` is not empty, or the fresh
+            process disagrees.
+    """
+    # Imported late: it brings torch, transformers and PEFT.
+    from fedprofile.common.features import encode_features
+    from fedprofile.common.interactions import EncodedRecords
+    from fedprofile.common.modeling.base import load_base, resolve_base
+    from fedprofile.common.modeling.export import TenantPrivacy, compare_in_fresh_process, write_adapter_folder
+    from fedprofile.common.modeling.profile_model import ProfileModel
+
+    directory = ServerDirectory(root)
+    card, settings = directory.card(), directory.settings()
+    arrays, round_number = newest_adapter(directory, card)
+    files = resolve_base(card.base, base or settings.base)
+    model = ProfileModel(card, *load_base(files))
+    model.set_arrays(arrays)
+    tenants = [
+        TenantPrivacy(entry.name, PrivacyLoss(**entry.enrolled.promise.model_dump()))
+        for entry in read_roster(directory.tenants).tenants
+        if entry.enrolled is not None and entry.enrolled.card_hash == card.hash
+    ]
+    write_adapter_folder(model, out, rounds=round_number, tenants=tenants)
+    texts, columns = probes(card)
+    encoded = model.tokenizer(list(texts), truncation=True, max_length=card.history.max_tokens)["input_ids"]
+    nothing = np.zeros(len(texts), np.int64)
+    records = EncodedRecords(
+        users=tuple(str(place) for place in range(len(texts))),
+        user=np.arange(len(texts), dtype=np.int64),
+        tokens=[np.asarray(ids, np.int32) for ids in encoded],
+        features=encode_features(columns, card.features),
+        labels=nothing - 1,
+        groups=nothing,
+    )
+    difference = compare_in_fresh_process(model, out, files.folder, texts, columns, records)
+    if not difference <= LARGEST_DIFFERENCE:
+        raise InputError(
+            f"{out}: a fresh process that loads it differs by {difference:g} (at most {LARGEST_DIFFERENCE:g} is "
+            "expected); do not use it, and report this."
+        )
+    return {"folder": str(out), "round": round_number, "difference": difference, "card_hash": card.hash}
+
+
+def newest_adapter(directory: ServerDirectory, card: FederationCard) -> tuple[Arrays, int]:
+    """The newest global adapter of a server.
+
+    Args:
+        directory: The server's.
+        card: Its card.
+
+    Returns:
+        The arrays, and after which round.
+
+    Raises:
+        InputError: No round is done yet, or the adapter is another card's.
+    """
+    try:
+        arrays, metadata = load_arrays(directory.adapter)
+        card_hash, round_number = metadata["card_hash"], int(metadata["round"])
+    except FileNotFoundError:
+        raise InputError(f"{directory.root}: no training round is done yet; there is nothing to export.") from None
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise InputError(f"{directory.adapter}: is damaged; start the server again to go on from its state.") from error
+    if card_hash != card.hash:
+        raise InputError(f"{directory.adapter}: belongs to card {card_hash[:12]}...; put its federation.toml back.")
+    return arrays, round_number
+
+
+def probes(card: FederationCard) -> tuple[list[str], list[dict[str, "Value"]]]:
+    """Made-up inputs that reach every input of the head.
+
+    Args:
+        card: The federation card.
+
+    Returns:
+        Texts, and the feature columns of each.
+    """
+    words = [card.name, *card.task.labels, *(feature.name for feature in card.features.all)]
+    count = 3 + max((len(feature.values) for feature in card.features.categorical), default=0)
+    texts, columns = [], []
+    for place in range(count):
+        texts.append(" ".join(words[: 1 + place % len(words)]))
+        row: dict[str, Value] = {}
+        for feature in card.features.numeric:
+            row[feature.name] = feature.low + (feature.high - feature.low) * place / (count - 1)
+        for categorical in card.features.categorical:
+            row[categorical.name] = categorical.values[place % len(categorical.values)]
+        columns.append(row)
+    return texts, columns

@@ -1,0 +1,9 @@
+"""Run federations on one machine; see `python simulate.py --help`."""
+
+try:
+    from fedprofile.simulations.cli import main
+except ImportError as error:
+    raise SystemExit(f"fedprofile is not installed ({error}); run `make setup`, then `.venv/bin/python simulate.py`.")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""A scenario: a federation card, a tenant file to start from, and every tenant's data laid out as at a tenant.
+
+The cards stand in `configs/scenarios/`. What reads the data is the same code that reads a deployed tenant's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedprofile.common.card import FederationCard, load_card
+from fedprofile.common.config import validate
+from fedprofile.common.errors import ConfigError
+from fedprofile.common.tenant import TenantFile, load_tenant_file
+from fedprofile.simulations.datasets import load_dataset
+from fedprofile.simulations.population import SHOPS, write_shop
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "scenarios"
+
+CARDS = {"online-shoppers": "purchase-intention"}
+"""Data set -> the scenario whose card it is learnt with."""
+
+DEMO_DELTA = 1e-5
+
+
+@dataclass(frozen=True)
+class ScenarioTenant:
+    """One tenant before it has joined.
+
+    Args:
+        name: Of the tenant.
+        declared_users: What its owner would type.
+        write: Writes its data into a folder.
+    """
+
+    name: str
+    declared_users: int
+    write: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A federation to rehearse.
+
+    Args:
+        card: Its card.
+        template: The tenant file that every tenant starts from.
+        tenants: Who takes part.
+    """
+
+    card: FederationCard
+    template: TenantFile
+    tenants: tuple[ScenarioTenant, ...]
+
+    def tenant_file(
+        self, tenant: ScenarioTenant, epsilon: float | None = None, ledger: Path | None = None
+    ) -> TenantFile:
+        """The tenant file of one tenant.
+
+        Args:
+            tenant: Of this scenario.
+            epsilon: Life and run budget, at delta 1e-5, instead of the template's.
+            ledger: Where the population's ledger is.
+
+        Returns:
+            The validated file.
+
+        Raises:
+            ConfigError: The budget is not one.
+        """
+        data = self.template.model_dump(mode="json", exclude_none=True)
+        data["population"] = {"name": tenant.name, "declared_users": tenant.declared_users}
+        if ledger is not None:
+            data["population"]["ledger"] = str(ledger)
+        if epsilon is not None:
+            data["budget"] = data["run"] = {"epsilon": epsilon, "delta": DEMO_DELTA}
+        return validate(data, TenantFile, "tenant.toml")
+
+
+def load_scenario(dataset: str | None, data_dir: Path | None, seed: int) -> Scenario:
+    """The built-in scenario, or one on a real data set.
+
+    Args:
+        dataset: A name of `fedprofile.simulations.datasets`, or None for the built-in population.
+        data_dir: The folder that holds the data set.
+        seed: Of the built-in population.
+
+    Returns:
+        The scenario.
+
+    Raises:
+        ConfigError: The data set is not known, or `data_dir` is missing.
+        DataError: The folder does not hold the data set.
+    """
+    if dataset is None:
+        tenants = tuple(
+            ScenarioTenant(shop.name, rounded(shop.visitors), lambda folder, shop=shop: write_shop(shop, folder, seed))
+            for shop in SHOPS
+        )
+        return _with_configs("built-in", tenants)
+    if data_dir is None:
+        raise ConfigError("--dataset needs --data-dir, the folder that holds the data set as its owner published it.")
+    tenants = tuple(
+        ScenarioTenant(
+            tenant.name, rounded(len(tenant.rows)), lambda folder, tenant=tenant: tenant.write(folder / "visits.csv")
+        )
+        for tenant in load_dataset(dataset, data_dir)
+    )
+    return _with_configs(CARDS[dataset], tenants)
+
+
+def rounded(count: int) -> int:
+    """What a person would type for a number of users: two leading digits.
+
+    >>> rounded(3911), rounded(247), rounded(42)
+    (3900, 250, 42)
+    """
+    unit = 10 ** max(0, len(str(count)) - 2)
+    return round(count / unit) * unit
+
+
+def _with_configs(name: str, tenants: tuple[ScenarioTenant, ...]) -> Scenario:
+    folder = CONFIGS / name
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is missing; run simulate.py from a checkout of the repository.")
+    return Scenario(load_card(folder / "federation.toml"), load_tenant_file(folder / "tenant.toml"), tenants)

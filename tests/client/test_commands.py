@@ -1,0 +1,411 @@
+"""The commands over a real directory with the tiny base: join, check, start, budget, predict, and bad input."""
+
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from fedprofile.client.agreement import card_text, read_agreement
+from fedprofile.client.cli import app
+from fedprofile.client.directory import TenantDirectory
+from fedprofile.client.enrolment import read_key
+from fedprofile.client.tenant_template import tenant_template
+from fedprofile.common.card import FederationCard
+from fedprofile.common.cli import run_command
+from fedprofile.common.enrolment import Enrolment, Invite, file_text, read_exchanged
+from fedprofile.common.messages import TABLE, Kind, LedgerMark, Request, refusal_of, reply_of
+from fedprofile.common.tenant import TenantFile
+
+if TYPE_CHECKING:
+    from tests.client.conftest import SuperLink
+
+CardData = Callable[..., dict[str, Any]]
+
+TENANT = """
+[source]
+kind = "csv"
+path = "visits.csv"
+[columns]
+user = "visitor"
+time = "time"
+label = "bought"
+group = "region"
+[population]
+name = "shop"
+declared_users = 50
+ledger = "populations/shop.sqlite"
+[budget]
+epsilon = 8.0
+delta = 1e-4
+[run]
+epsilon = 4.0
+delta = 5e-5
+[privacy]
+sample_rate = 0.5
+evaluation_users = 0.3
+[policy]
+reply_every = 0.25
+[base]
+path = "{base}"
+"""
+
+
+class Home:
+    """A tenant's directory and the commands on it, in this process."""
+
+    def __init__(self, root: Path, card: FederationCard, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.root, self.card, self.capsys, self.base = root, card, capsys, base
+        self.place = TenantDirectory(root)
+
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_command(app, "flower-client", arguments)
+        said = self.capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, said.out, said.err
+
+    def invite(self, address: str = "localhost:1", ca: str = "-----BEGIN CERTIFICATE-----", **card: Any) -> Path:
+        chosen = self.card if not card else FederationCard.model_validate({**self.card.model_dump(mode="json"), **card})
+        path = self.root.parent / "shop.invite"
+        path.write_text(
+            file_text(
+                Invite(tenant="shop", address=address, ca=ca, card=chosen.canonical().decode(), card_hash=chosen.hash)
+            )
+        )
+        return path
+
+    def write_data(self, users: int = 40) -> None:
+        draw = random.Random(0)
+        lines = ["visitor,time,month,action,item,visits,device,region,bought"]
+        for user in range(users):
+            for day in (1, 2, 3):
+                bought = draw.choice(["no", "yes"])
+                item = "shoes" if bought == "yes" else "books"
+                region = draw.choice(["north", "south"])
+                lines.append(f"u{user},2026-01-0{day},w1,viewed,{item},{draw.randint(0, 9)},phone,{region},{bought}")
+        (self.root / "visits.csv").write_text("\n".join(lines) + "\n")
+
+    def joined(self, address: str = "localhost:1", ca: str = "-----BEGIN CERTIFICATE-----") -> None:
+        assert self.run("join", str(self.invite(address, ca)), "--dir", str(self.root))[0] == 0
+        self.place.tenant_file.write_text(TENANT.format(base=self.base))
+        self.write_data()
+        code, out, err = self.run("join", "--dir", str(self.root), "--yes")
+        assert code == 0, err
+        assert "shop.enroll" in out
+
+
+@pytest.fixture
+def home(tmp_path: Path, card_data: CardData, tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> Home:
+    return Home(tmp_path / "shop", FederationCard.model_validate(card_data()), tiny_base, capsys)
+
+
+def test_the_invite_gives_a_key_and_a_template(home: Home) -> None:
+    code, out, _ = home.run("join", str(home.invite()), "--dir", str(home.root))
+    assert code == 0
+    assert "tenant.toml" in out
+    assert home.place.key.stat().st_mode & 0o777 == 0o600
+    assert home.root.stat().st_mode & 0o777 == 0o700
+    template = home.place.tenant_file.read_text()
+    assert "visits" in template and "phone, desk" in template and "north, south" in template
+    TenantFile.model_validate(tomllib.loads(template))
+    key = home.place.key.read_bytes()
+    home.place.tenant_file.write_text("# mine")
+    assert home.run("join", str(home.invite()), "--dir", str(home.root))[0] == 0
+    assert home.place.tenant_file.read_text() == "# mine"
+    assert home.place.key.read_bytes() == key
+
+
+def test_every_key_of_the_template_is_known(home: Home) -> None:
+    """What is commented out must be right as well."""
+    template = re.sub(r"^# (\w+ = |\[\w+\])", r"\1", tenant_template(home.card, "shop"), flags=re.MULTILINE)
+    parsed = tomllib.loads(template.replace("card_name", "visits"))
+    assert parsed["base"] == {"path": "model"}
+    assert parsed["events"] == {"kind": "csv", "path": "events.csv"}
+    assert {"spare_rounds", "delta"} <= set(parsed["run"]) and "until" in parsed["policy"]
+    TenantFile.model_validate(parsed)
+
+
+def test_joining(home: Home) -> None:
+    home.joined()
+    enrolment = read_exchanged(home.root / "shop.enroll", Enrolment)
+    public = read_key(home.place.key).public_key()
+    assert enrolment.verified_key() == public
+    assert (enrolment.declared_users, enrolment.card_hash) == (50, home.card.hash)
+    assert (enrolment.promise.epsilon, enrolment.promise.delta) == (4.0, 5e-5)
+    text = (home.root / "shop.enroll").read_text()
+    assert "40" not in text  # The real number of users stays here.
+    code, out, _ = home.run("budget", "--dir", str(home.root), "--json")
+    assert code == 0
+    ledger = json.loads(out)
+    assert (ledger["epsilon"], ledger["left"], ledger["epsilon_spent"], ledger["releases"]) == (8.0, 4.0, 0.0, [])
+    assert home.run("join", "--dir", str(home.root), "--yes")[0] == 0
+    assert json.loads(home.run("budget", "--dir", str(home.root), "--json")[1])["left"] == 4.0
+
+
+def test_check_shows_the_data_and_the_cost_and_writes_nothing(home: Home) -> None:
+    home.run("join", str(home.invite()), "--dir", str(home.root))
+    home.place.tenant_file.write_text(TENANT.format(base=home.base))
+    home.write_data()
+    before = sorted(path.name for path in home.root.rglob("*"))
+    code, out, err = home.run("check", "--dir", str(home.root), "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["data"]["users"], found["data"]["records"]) == (40, 120)
+    assert found["data"]["records_per_user"]["largest"] == 3
+    assert found["cost"]["after_rounds"][-1]["rounds"] == 2
+    assert found["cost"]["after_rounds"][-1]["epsilon"] <= 4.0
+    assert {"delta", "unit", "adjacency", "accountant"} <= set(found["cost"]["after_rounds"][0])
+    code, out, _ = home.run("check", "--dir", str(home.root))
+    assert code == 0
+    assert "viewed books" in out or "viewed shoes" in out
+    assert "declared: 50" in out and "20 % off" in out
+    assert sorted(path.name for path in home.root.rglob("*")) == before
+
+
+def test_a_changed_card_is_shown_as_a_difference_and_needs_a_new_agreement(home: Home) -> None:
+    home.joined()
+    training = {**home.card.training.model_dump(mode="json"), "local_steps": 3}
+    home.run("join", str(home.invite(training=training)), "--dir", str(home.root))
+    code, _, err = home.run("start", "--dir", str(home.root))
+    assert code == 2
+    assert "join" in err
+    code, out, err = home.run("join", "--dir", str(home.root), "--yes")
+    assert code == 0, err
+    assert "- training.local_steps = 2" in out and "+ training.local_steps = 3" in out
+    assert "task.labels" not in out
+    assert json.loads(home.run("budget", "--dir", str(home.root), "--json")[1])["left"] == 0.0
+    # The life's budget is taken: another card is refused.
+    training["local_steps"] = 4
+    home.run("join", str(home.invite(training=training)), "--dir", str(home.root))
+    code, _, err = home.run("join", "--dir", str(home.root), "--yes", "--json")
+    assert code == 3
+    assert json.loads(err)["code"] == 3 and "left" in json.loads(err)["error"]
+
+
+def test_an_unchanged_card_is_said_to_be(home: Home) -> None:
+    assert "unchanged" in card_text(home.card, home.card)
+    assert "history.event" in card_text(home.card, None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("sample_rate = 0.5", "sample_rate = 0.6", "privacy.sample_rate"),
+        ("declared_users = 50", "declared_users = 60", "population.declared_users"),
+        ("epsilon = 4.0", "epsilon = 5.0", "run.epsilon"),
+        ("populations/shop", "populations/other", "population.ledger"),
+        ("[policy]", "[polic]", "did you mean 'policy'?"),
+        ("epsilon = 4.0", "epsilon = 4.0\nepsilom = 1", "unknown key 'run.epsilom'"),
+    ],
+)
+def test_what_was_frozen_at_join_cannot_be_edited(home: Home, old: str, new: str, told: str) -> None:
+    home.joined()
+    home.place.tenant_file.write_text(TENANT.format(base=home.base).replace(old, new))
+    code, _, err = home.run("start", "--dir", str(home.root))
+    assert code == 2
+    assert told in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("visitor,time", "visitr,time", "column 'visitor' is missing"),
+        ("2026-01-01", "01.01.2026", "line 2, column 'time'"),
+        (",no\n", ",maybe\n", "column 'bought'"),
+    ],
+)
+def test_bad_data_is_one_sentence_with_line_and_column_and_costs_nothing(
+    home: Home, old: str, new: str, told: str
+) -> None:
+    home.run("join", str(home.invite()), "--dir", str(home.root))
+    home.place.tenant_file.write_text(TENANT.format(base=home.base))
+    home.write_data()
+    path = home.root / "visits.csv"
+    path.write_text(path.read_text().replace(old, new, 1))
+    code, _, err = home.run("join", "--dir", str(home.root), "--yes")
+    assert code == 2
+    assert told in err
+    assert "maybe" not in err and "01.01.2026" not in err
+    assert not (home.root / "populations").exists()
+    assert not (home.root / "shop.enroll").exists()
+
+
+def test_a_wrong_base_model_is_refused(home: Home, tiny_base: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.5}))
+    home.run("join", str(home.invite()), "--dir", str(home.root))
+    home.place.tenant_file.write_text(TENANT.format(base=other))
+    home.write_data()
+    code, _, err = home.run("check", "--dir", str(home.root))
+    assert code == 2
+    assert "config.json" in err and home.card.base.config_sha256 in err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"card_hash": "0" * 64}, "hash"),
+        ({"format": 2}, "format"),
+        ({"ca": "nothing"}, "certificate"),
+        ({"extra": 1}, "unknown key 'extra'"),
+        ({"card": "{}"}, "missing"),
+    ],
+)
+def test_a_wrong_invite_is_refused(home: Home, change: dict[str, Any], told: str) -> None:
+    path = home.invite()
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    code, _, err = home.run("join", str(path), "--dir", str(home.root))
+    assert code == 2
+    assert told in err
+    assert not home.root.exists()
+
+
+@pytest.mark.parametrize("command", ["check", "start", "budget", "join"])
+def test_an_empty_directory_is_a_clear_error(home: Home, command: str) -> None:
+    code, _, err = home.run(command, "--dir", str(home.root), *(["--yes"] if command == "join" else []))
+    assert code == 2
+    assert "join" in err
+    assert err.count("\n") == 1
+
+
+def test_a_second_start_is_refused(home: Home) -> None:
+    home.joined()
+    with home.place.running():
+        code, _, err = home.run("start", "--dir", str(home.root))
+    assert code == 2
+    assert "already runs" in err
+
+
+def test_a_start_without_the_ledger_is_refused(home: Home) -> None:
+    home.joined()
+    for path in (home.root / "populations").iterdir():
+        path.unlink()
+    code, _, err = home.run("start", "--dir", str(home.root))
+    assert code == 2
+    assert "newest copy" in err
+
+
+def test_a_whole_run(home: Home, superlink: "SuperLink") -> None:
+    """train, evaluate and deliver against Flower's own server, then budget and predict."""
+    from fedprofile.client.participation import participate
+    from fedprofile.client.site import load_model
+
+    home.joined(superlink.address, superlink.ca)
+    agreement = read_agreement(home.place)
+    key = read_key(home.place.key)
+    node_id = superlink.enrol(key.public_key())
+    lines: list[str] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with home.place.running():
+                participate(home.place, agreement, key, lines.append, threading.Event())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    model, _ = load_model(home.card, agreement.tenant, home.root)
+    start, mark = model.initial_arrays(), LedgerMark()
+    hash_ = home.card.hash
+    superlink.wait_online(node_id, 60)
+    table = reply_of(superlink.reply(superlink.ask(node_id, Request(Kind.EVALUATE, hash_, 0, start, mark))))
+    assert set(table.arrays) == {TABLE}
+    first = reply_of(superlink.reply(superlink.ask(node_id, Request(Kind.TRAIN, hash_, 1, start, table.ledger))))
+    assert {name: array.shape for name, array in first.arrays.items()} == {n: a.shape for n, a in start.items()}
+    assert first.ledger.sequence == 2
+    # The same question is free and gets the same bytes; a second asking in a new envelope.
+    again = reply_of(superlink.reply(superlink.ask(node_id, Request(Kind.TRAIN, hash_, 1, start, first.ledger))))
+    for name, array in first.arrays.items():
+        np.testing.assert_array_equal(array, again.arrays[name])
+    assert again.ledger == first.ledger
+    foreign = superlink.reply(superlink.ask(node_id, Request(Kind.TRAIN, "b" * 64, 2, start, mark)))
+    assert refusal_of(foreign) == "card"
+    after = {name: array + first.arrays[name] for name, array in start.items()}
+    running = json.loads(home.run("budget", "--dir", str(home.root), "--json")[1])
+    assert [release["kind"] for release in running["releases"]] == ["evaluate", "train"]
+    final = superlink.ask(node_id, Request(Kind.DELIVER, hash_, 2, after, first.ledger))
+    assert reply_of(superlink.reply(final)).arrays == {}
+    thread.join(15)
+    assert not errors and not thread.is_alive()
+    assert any("update sent" in line for line in lines) and lines[-1].startswith("finished: spent epsilon=")
+
+    code, out, _ = home.run("budget", "--dir", str(home.root), "--json")
+    ledger = json.loads(out)
+    assert code == 0
+    assert ledger["refused"] == 1
+    assert 0 < ledger["epsilon_spent"] <= 4.0
+    assert ledger["epsilon_spent"] == max(ledger["epsilon_train"], ledger["epsilon_evaluation"])
+    code, out, _ = home.run("budget", "--dir", str(home.root), "--show", "2", "--json")
+    assert json.loads(out)["kind"] == "train" and len(json.loads(out)["payload"]) == 64
+    assert home.run("budget", "--dir", str(home.root), "--show", "9")[0] == 2
+    assert "for life" in home.run("budget", "--dir", str(home.root))[1]
+
+    (home.root / "new.csv").write_text(
+        "visitor,time,month,action,item,visits,device\nu1,2026-02-01,w1,viewed,shoes,3,phone\n"
+        "nobody,2026-02-01,w1,viewed,books,,desk\n"
+    )
+    code, out, err = home.run("predict", "--dir", str(home.root), "--input", str(home.root / "new.csv"), "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["round"] == 2
+    assert [row["user"] for row in found["predictions"]] == ["u1", "nobody"]
+    for row in found["predictions"]:
+        assert sum(row["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+        assert row["probabilities"]["yes"] != 0.5
+    target = home.root / "out.csv"
+    code, _, _ = home.run(
+        "predict", "--dir", str(home.root), "--input", str(home.root / "new.csv"), "--output", str(target)
+    )
+    assert code == 0
+    assert target.read_text().splitlines()[0] == "user,label,p(no),p(yes)"
+    code, _, err = home.run("predict", "--dir", str(home.root), "--input", "rows.xlsx")
+    assert code == 2 and ".csv" in err
+    log = home.place.log
+    assert not log.exists() or "u1" not in log.read_text()
+    private = [home.place.journal, home.place.outbox, home.place.cache, home.place.adapters]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in private)
+
+
+def test_predict_before_anything_came(home: Home) -> None:
+    home.joined()
+    code, _, err = home.run("predict", "--dir", str(home.root), "--input", "rows.csv")
+    assert code == 2
+    assert "no adapter has come yet" in err
+
+
+@pytest.mark.parametrize("command", [(), ("join",), ("check",), ("start",), ("budget",), ("predict",)])
+def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
+    code = (
+        "import sys\nfrom fedprofile.client.cli import main\n"
+        f"sys.argv = ['flower-client', *{command!r}, '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0, end.code\n"
+        "heavy = {'torch', 'flwr', 'transformers', 'numpy', 'opacus', 'peft', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_unknown_options_are_one_sentence(home: Home) -> None:
+    code, _, err = home.run("check", "--dir", str(home.root), "--jsn")
+    assert code == 2
+    assert err.startswith("error: No such option: --jsn")
+    code, _, err = home.run("check", "--json")
+    assert code == 2
+    assert "--dir" in json.loads(err)["error"]
