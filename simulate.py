@@ -3,7 +3,7 @@
 try:
     from fedprofile.simulations.cli import main
 except ImportError as error:
-    raise SystemExit(f"fedprofile is not installed ({error}); run `make setup`, then `.venv/bin/python simulate.py`.")
+    raise SystemExit(f"not installed ({error}); run `make setup`, then `.venv/bin/python simulate.py`.") from None
 
 if __name__ == "__main__":
     main()

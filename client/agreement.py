@@ -87,7 +87,13 @@ def read_agreement(directory: TenantDirectory) -> Agreement:
 
 
 def agree(
-    directory: TenantDirectory, *, invite: Invite, card: FederationCard, tenant: TenantFile, plan: SegmentPlan
+    directory: TenantDirectory,
+    *,
+    invite: Invite,
+    card: FederationCard,
+    tenant: TenantFile,
+    plan: SegmentPlan,
+    split_key: bytes | None = None,
 ) -> tuple[Segment, Path]:
     """Open the ledger's segment, freeze the settings and write the enrolment.
 
@@ -99,6 +105,7 @@ def agree(
         card: Of the invite.
         tenant: The tenant file.
         plan: From `plan_segment`.
+        split_key: See `Ledger.open`; no command of the client's gives one.
 
     Returns:
         The segment, and the file to send to the operator.
@@ -122,6 +129,7 @@ def agree(
         epsilon=tenant.budget.epsilon,
         delta=tenant.life_delta,
         evaluation_users=tenant.privacy.evaluation_users,
+        split_key=split_key,
     ) as ledger:
         segment = ledger.open_segment(plan)
     frozen = SegmentFile(
@@ -161,7 +169,7 @@ def card_text(card: FederationCard, agreed: FederationCard | None) -> str:
     if agreed.hash == card.hash:
         return f"Federation card {card.hash}: unchanged since you agreed to it."
     changed = [
-        line
+        f"{line[0]} {line[1:]}"
         for line in difflib.unified_diff(_lines(agreed), new, lineterm="", n=0)
         if not line.startswith(("---", "+++", "@@"))
     ]

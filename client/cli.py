@@ -78,11 +78,16 @@ def start(directory: Directory) -> None:
     agreement = read_agreement(place)
     key = read_key(place.key)
     with place.running():
+        from fedprofile.client.records import ExampleSource
+
+        examples = ExampleSource(agreement.tenant, agreement.card, place.root)
+        # Before anything heavy is imported, so that a wrong row is said at once.
+        examples.validate()
         say = _logged(place)
         say("loading the base model and the data.")
         from fedprofile.client.participation import participate
 
-        participate(place, agreement, key, say, _stop_on_signals())
+        participate(place, agreement, examples, key, say, _stop_on_signals())
 
 
 @app.command()
@@ -134,7 +139,7 @@ def predict(
 
     found = predict_file(place, agreement, rows)
     if output is None:
-        show(found.as_csv().rstrip("\n"), found.as_dict(), as_json)
+        show(found.as_csv().rstrip("\n"), found.as_rows(), as_json)
         return
     write_predictions(found, output)
     counted = {"round": found.round, "card": found.card_hash, "predictions": len(found.users), "output": str(output)}

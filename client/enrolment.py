@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -37,8 +38,10 @@ def accept_invite(directory: TenantDirectory, path: Path) -> Invite:
     """
     invite = read_exchanged(path, Invite)
     invite.read_card()
-    if "-----BEGIN CERTIFICATE-----" not in invite.ca:
-        raise ConfigError(f"{path}: 'ca' is not a PEM certificate; ask the operator for a new invite.")
+    try:
+        x509.load_pem_x509_certificate(invite.ca.encode())
+    except ValueError:
+        raise ConfigError(f"{path}: 'ca' is not a PEM certificate; ask the operator for a new invite.") from None
     if directory.invite.exists() and (known := directory.read_invite()).tenant != invite.tenant:
         raise ConfigError(
             f"{directory.root}: belongs to tenant '{known.tenant}', the invite is for '{invite.tenant}'; "

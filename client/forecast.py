@@ -16,7 +16,8 @@ from fedprofile.common.interactions import EncodedRecords
 
 FAR_OFF = 0.2
 """A declared number of users further than this from the real one is worth a warning."""
-MILESTONES = 5
+MILESTONES = 3
+"""Parts of the run after which epsilon is worked out, besides the first round; each takes a second."""
 
 
 @dataclass(frozen=True)

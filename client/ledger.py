@@ -20,22 +20,22 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from fedprofile.client.ledger_file import connect, create, lock_file, sync_folder
+from fedprofile.client.ledger_file import check_same, connect, create, lock_file, sync_folder
 from fedprofile.client.ledger_schema import (
     EVALUATE,
     TRAIN,
     Entry,
     Segment,
-    chain_holds,
-    chained,
+    append_entry,
     insert,
-    read_entries,
+    last_mark,
+    now,
     read_segments,
+    used_steps,
 )
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import MechanismEvent
@@ -105,7 +105,7 @@ class Ledger:
                     create(connection, population, epsilon, delta, evaluation_users, key)
                     sync_folder(path.parent)
                 ledger = cls(path, connection, lock)
-                ledger._check_same(population, epsilon, delta, evaluation_users)
+                check_same(path, connection, population, epsilon, delta, evaluation_users)
             except BaseException:
                 connection.close()
                 raise
@@ -144,7 +144,7 @@ class Ledger:
                     f"run's share, or leave the run."
                 )
             number = len(segments) + 1
-            opened = _now()
+            opened = now()
             insert(self._connection, "segments", {"number": number, **asdict(plan), "opened": opened})
             return Segment(number, plan, opened)
 
@@ -173,14 +173,15 @@ class Ledger:
         event, cap = (plan.train_event, plan.cap_steps) if kind is Kind.TRAIN else (plan.table_event, plan.cap_tables)
         name = TRAIN if kind is Kind.TRAIN else EVALUATE
         with self._transaction():
-            used = self._used(segment.number, name)
+            used = used_steps(self._connection, segment.number, name)
             if used + event.steps > cap:
                 raise BudgetRefusal(
                     f"{name} of round {round_number}: {used} + {event.steps} steps would exceed the {cap} of segment "
                     f"{segment.number} (epsilon={plan.epsilon:g}, delta={plan.delta:g}, population "
                     f"'{self.population}'); this run's share is spent."
                 )
-            return self._append(segment.number, name, round_number, question, event, self.mark().sequence + 1)
+            sequence = self.mark().sequence + 1
+            return append_entry(self._connection, sequence, segment.number, name, round_number, question, event)
 
     def mark_released(self, sequence: int, payload: str) -> None:
         """Note what an entry's release was; the first note stays.
@@ -195,10 +196,7 @@ class Ledger:
     def mark(self) -> LedgerMark:
         """How far the ledger has come."""
         with self._serial:
-            row = self._connection.execute(
-                "SELECT sequence, head FROM entries ORDER BY sequence DESC LIMIT 1"
-            ).fetchone()
-        return LedgerMark(*row) if row else LedgerMark()
+            return last_mark(self._connection)
 
     def check_mark(self, seen: LedgerMark) -> None:
         """Compare with what the server has seen of this ledger. Never writes an entry.
@@ -253,11 +251,15 @@ class Ledger:
                 (TRAIN, plan.train_event, plan.cap_steps),
                 (EVALUATE, plan.table_event, plan.cap_tables),
             ):
-                steps = min(missing * event.steps, cap - self._used(segment.number, name))
+                steps = min(missing * event.steps, cap - used_steps(self._connection, segment.number, name))
                 if steps > 0:
                     sequence += 1
                     cost = MechanismEvent(event.sample_rate, event.noise_multiplier, steps)
-                    entries.append(self._append(segment.number, name, 0, GENESIS, cost, sequence, written_off=True))
+                    entries.append(
+                        append_entry(
+                            self._connection, sequence, segment.number, name, 0, GENESIS, cost, written_off=True
+                        )
+                    )
             self._connection.execute("UPDATE foreign_marks SET accepted = 1")
             return tuple(entries)
 
@@ -294,62 +296,8 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self.close()
-
-    def _used(self, segment: int, kind: str) -> int:
-        query = "SELECT coalesce(sum(steps), 0) FROM entries WHERE segment = ? AND kind = ?"
-        return int(self._connection.execute(query, (segment, kind)).fetchone()[0])
-
-    def _append(
-        self,
-        segment: int,
-        kind: str,
-        round_number: int,
-        question: str,
-        event: MechanismEvent,
-        sequence: int,
-        *,
-        written_off: bool = False,
-    ) -> Entry:
-        values: dict[str, object] = {
-            "sequence": sequence,
-            "segment": segment,
-            "kind": kind,
-            "round": round_number,
-            "question": question,
-            "sample_rate": event.sample_rate,
-            "noise_multiplier": event.noise_multiplier,
-            "steps": event.steps,
-            "time": _now(),
-            "written_off": written_off,
-        }
-        values["head"] = chained(self.mark().head, **values)
-        insert(self._connection, "entries", values)
-        return Entry(**values)  # type: ignore[arg-type]
-
-    def _check_same(self, population: str, epsilon: float, delta: float, evaluation_users: float) -> None:
-        if self.population != population:
-            raise ConfigError(
-                f"{self.path}: is the ledger of population '{self.population}', not '{population}'; correct "
-                f"population.name or population.ledger in the tenant file."
-            )
-        for name, found, wanted in (
-            ("budget.epsilon", self.epsilon, epsilon),
-            ("budget.delta", self.delta, delta),
-            ("privacy.evaluation_users", self.evaluation_users, evaluation_users),
-        ):
-            if found != wanted:
-                raise ConfigError(
-                    f"{self.path}: {name}={wanted:g} differs from {found:g}, which was fixed for the life of "
-                    f"population '{population}' when its ledger was made; write {name}={found:g} in the tenant file."
-                )
-        if not chain_holds(read_entries(self._connection)):
-            raise ConfigError(
-                f"{self.path}: the ledger's entries do not match their hashes; restore the newest backup."
-            )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -362,7 +310,3 @@ class Ledger:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

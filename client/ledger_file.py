@@ -5,7 +5,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from fedprofile.client.ledger_schema import FORMAT, SCHEMA
+from fedprofile.client.ledger_schema import FORMAT, SCHEMA, chain_holds, read_entries
 from fedprofile.common.errors import ConfigError
 
 
@@ -59,6 +59,36 @@ def create(
     values = (FORMAT, population, epsilon, delta, evaluation_users, key)
     connection.execute("INSERT INTO population VALUES (?, ?, ?, ?, ?, ?)", values)
     connection.execute("COMMIT")
+
+
+def check_same(
+    path: Path,
+    connection: sqlite3.Connection,
+    population: str,
+    epsilon: float,
+    delta: float,
+    evaluation_users: float,
+) -> None:
+    """Refuse a ledger that is not the one that the tenant file describes, or that was edited.
+
+    Raises:
+        ConfigError: It is another population's, was made with another budget or fraction, or does not match its hashes.
+    """
+    name, *fixed = connection.execute("SELECT name, epsilon, delta, evaluation_users FROM population").fetchone()
+    if name != population:
+        raise ConfigError(
+            f"{path}: is the ledger of population '{name}', not '{population}'; correct population.name or "
+            f"population.ledger in the tenant file."
+        )
+    wanted = {"budget.epsilon": epsilon, "budget.delta": delta, "privacy.evaluation_users": evaluation_users}
+    for (key, value), found in zip(wanted.items(), fixed, strict=True):
+        if found != value:
+            raise ConfigError(
+                f"{path}: {key}={value:g} differs from {found:g}, which was fixed for the life of population "
+                f"'{population}' when its ledger was made; write {key}={found:g} in the tenant file."
+            )
+    if not chain_holds(read_entries(connection)):
+        raise ConfigError(f"{path}: the ledger's entries do not match their hashes; restore the newest backup.")
 
 
 def sync_folder(folder: Path) -> None:

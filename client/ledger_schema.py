@@ -8,10 +8,11 @@ import hashlib
 import json
 import sqlite3
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import MechanismEvent
-from fedprofile.common.messages import GENESIS
+from fedprofile.common.messages import GENESIS, LedgerMark
 
 FORMAT = 1
 
@@ -135,3 +136,49 @@ def insert(connection: sqlite3.Connection, table: str, values: dict[str, object]
     names = ", ".join(values)
     marks = ", ".join("?" for _ in values)
     connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", list(values.values()))
+
+
+def append_entry(
+    connection: sqlite3.Connection,
+    sequence: int,
+    segment: int,
+    kind: str,
+    round_number: int,
+    question: str,
+    event: MechanismEvent,
+    *,
+    written_off: bool = False,
+) -> Entry:
+    """Add an entry to the end of the chain, in the caller's transaction."""
+    values: dict[str, object] = {
+        "sequence": sequence,
+        "segment": segment,
+        "kind": kind,
+        "round": round_number,
+        "question": question,
+        "sample_rate": event.sample_rate,
+        "noise_multiplier": event.noise_multiplier,
+        "steps": event.steps,
+        "time": now(),
+        "written_off": written_off,
+    }
+    values["head"] = chained(last_mark(connection).head, **values)
+    insert(connection, "entries", values)
+    return Entry(**values)  # type: ignore[arg-type]
+
+
+def last_mark(connection: sqlite3.Connection) -> LedgerMark:
+    """The end of the chain."""
+    row = connection.execute("SELECT sequence, head FROM entries ORDER BY sequence DESC LIMIT 1").fetchone()
+    return LedgerMark(*row) if row else LedgerMark()
+
+
+def used_steps(connection: sqlite3.Connection, segment: int, kind: str) -> int:
+    """How many steps of one kind a segment has reserved."""
+    query = "SELECT coalesce(sum(steps), 0) FROM entries WHERE segment = ? AND kind = ?"
+    return int(connection.execute(query, (segment, kind)).fetchone()[0])
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -10,6 +10,7 @@ from fedprofile.client.connection import Connection
 from fedprofile.client.directory import TenantDirectory
 from fedprofile.client.journal import Journal
 from fedprofile.client.ledger_summary import summary
+from fedprofile.client.records import ExampleSource
 from fedprofile.client.site import open_site
 from fedprofile.client.transport import MessageLimits, StoppedError
 from fedprofile.common.adapters import Layout
@@ -18,6 +19,7 @@ from fedprofile.common.adapters import Layout
 def participate(
     directory: TenantDirectory,
     agreement: Agreement,
+    examples: ExampleSource,
     key: ec.EllipticCurvePrivateKey,
     say: Callable[[str], None],
     stop: threading.Event,
@@ -27,6 +29,7 @@ def participate(
     Args:
         directory: The tenant's; held by this process.
         agreement: What was agreed to.
+        examples: Reads the source.
         key: The tenant's.
         say: Takes plain lines for the tenant.
         stop: Set, with a `StoppedError` in this thread, when the process is to end.
@@ -37,7 +40,7 @@ def participate(
         DataError: The source cannot be used.
     """
     try:
-        site = open_site(directory, agreement, say)
+        site = open_site(directory, agreement, examples, say)
         try:
             Connection(
                 address=agreement.invite.address,

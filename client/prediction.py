@@ -42,19 +42,16 @@ class Predictions:
     probabilities: NDArray[np.float64]
 
     def as_rows(self) -> list[dict[str, Any]]:
-        """One object a record."""
+        """One object a record; what `--json` prints a list of."""
         return [
             {
                 "user": user,
                 "label": self.labels[int(row.argmax())],
-                "probabilities": {label: round(float(value), 6) for label, value in zip(self.labels, row, strict=True)},
+                "probabilities": {label: float(value) for label, value in zip(self.labels, row, strict=True)},
+                "round": self.round,
             }
             for user, row in zip(self.users, self.probabilities, strict=True)
         ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"round": self.round, "card": self.card_hash, "predictions": self.as_rows()}
 
     def as_csv(self) -> str:
         """A header, and one line a record."""

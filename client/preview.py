@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from fedprofile.client.directory import TenantDirectory, default_ledger
 from fedprofile.client.forecast import Cost, DataReading, forecast_cost, forecast_json, forecast_text, read_data
 from fedprofile.client.ledger_summary import LedgerSummary, summary
@@ -14,7 +12,6 @@ from fedprofile.client.sources import read_examples
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import BudgetRefusal, PolicyRefusal
 from fedprofile.common.interactions import encode
-from fedprofile.common.modeling.base import resolve_base
 from fedprofile.common.tenant import TenantFile
 
 SHOWN = 3
@@ -76,6 +73,11 @@ def preview(directory: TenantDirectory, card: FederationCard, tenant: TenantFile
     if until is not None and until < datetime.now(UTC).date():
         raise PolicyRefusal(f"policy.until={until} is over: nothing would be answered; set a later day.")
     examples = read_examples(tenant, card, directory.root)
+    # Imported late: a wrong row is said at once, not after the seconds that these take.
+    from transformers import AutoTokenizer
+
+    from fedprofile.common.modeling.base import resolve_base
+
     files = resolve_base(card.base, directory.root / tenant.base.path if tenant.base else None)
     tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
     records = encode(examples, card, tokenizer)

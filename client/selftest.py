@@ -43,7 +43,7 @@ def check_gradients(model: ProfileModel) -> None:
         before = _loss(model)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            before.backward()  # type: ignore[no-untyped-call]
+            before.backward()
         for name, parameter in trainables.items():
             _check_one(name, parameter)
         with torch.no_grad():

@@ -20,7 +20,7 @@ from fedprofile.client.outbox import Outbox
 from fedprofile.client.policy import Policy
 from fedprofile.client.randomness import SecureRandomness
 from fedprofile.client.received import AdapterFolder
-from fedprofile.client.records import RecordSource
+from fedprofile.client.records import ExampleSource, RecordSource
 from fedprofile.client.training import PrivateTrainer
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError, RefusalCode
@@ -122,12 +122,13 @@ def load_model(card: FederationCard, tenant: TenantFile, folder: Path) -> tuple[
     return ProfileModel(card, base, tokenizer), tokenizer
 
 
-def open_site(directory: TenantDirectory, agreement: Agreement, say: Say) -> Site:
+def open_site(directory: TenantDirectory, agreement: Agreement, examples: ExampleSource, say: Say) -> Site:
     """Open everything that a round needs, so that a round is only training.
 
     Args:
         directory: The tenant's.
         agreement: What the tenant agreed to; see `read_agreement`.
+        examples: Reads the source.
         say: Takes plain lines for the tenant.
 
     Returns:
@@ -154,9 +155,8 @@ def open_site(directory: TenantDirectory, agreement: Agreement, say: Say) -> Sit
             cache.fill(records.tokens)
 
         source = RecordSource(
-            tenant=tenant,
+            examples=examples,
             card=card,
-            folder=directory.root,
             tokenizer=tokenizer,
             evaluation_user=ledger.evaluation_user,
             on_change=refresh,

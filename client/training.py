@@ -222,7 +222,7 @@ class PrivateTrainer:
     def _backward(self, records: EncodedRecords, places: NDArray[np.int64]) -> None:
         logits = self._model([records.tokens[place] for place in places], records.features[places], self._cache)
         labels = torch.from_numpy(records.labels[places]).to(logits.device)
-        nn.functional.cross_entropy(logits, labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
+        nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
 
     def _inner_optimizer(self, trainables: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
         head = [parameter for name, parameter in trainables.items() if name.startswith("head.")]

@@ -32,6 +32,10 @@ noise to the grid of sigma * C * 2**-30, which moves a sum of d values by at mos
 EPSILON_CEILING = 50.0
 """Above it nothing is promised and PRV is not called."""
 
+_WHOLE_ORDERS = list(range(2, 65))
+_NEAR = 1e-3
+"""How close the solved noise comes to the smallest."""
+
 
 @dataclass(frozen=True)
 class PrivacyLoss:
@@ -107,16 +111,19 @@ def compose(events: Iterable[MechanismEvent], delta: float) -> PrivacyLoss:
     history = [(sigma, rate, steps) for (sigma, rate), steps in sorted(merged.items()) if steps > 0]
     if not history:
         return PrivacyLoss(0.0, delta, accountant="none")
-    rdp = _epsilon("rdp", history, delta)
-    if not rdp <= EPSILON_CEILING:
+    # Whole orders alone are a looser bound and many times faster; mostly they are enough to know that PRV is.
+    if (
+        not _epsilon("rdp", history, delta, alphas=_WHOLE_ORDERS) <= EPSILON_CEILING
+        and not _epsilon("rdp", history, delta) <= EPSILON_CEILING
+    ):
         return PrivacyLoss(math.inf, delta, accountant="rdp")
     try:
         prv = _epsilon("prv", history, delta)
     except (ValueError, RuntimeError, ArithmeticError):
-        # PRV's discretisation can fail at extreme deltas; RDP is a looser upper bound and always there.
-        return PrivacyLoss(rdp, delta, accountant="rdp")
+        prv = math.inf
     if not math.isfinite(prv):
-        return PrivacyLoss(rdp, delta, accountant="rdp")
+        # PRV's discretisation can fail at extreme deltas; RDP is a looser upper bound and always there.
+        return PrivacyLoss(_epsilon("rdp", history, delta), delta, accountant="rdp")
     return PrivacyLoss(max(prv, 0.0), delta)
 
 
@@ -139,27 +146,35 @@ def solve_noise_multiplier(epsilon: float, delta: float, sample_rate: float, ste
     def cost(sigma: float) -> float:
         return compose([MechanismEvent(sample_rate, ACCOUNTED_SHARE * sigma, steps)], delta).epsilon
 
-    high = 1.0
-    while cost(high) > epsilon:
-        high *= 2
+    high, at_high = 1.0, cost(1.0)
+    low, at_low = high, at_high
+    while at_high > epsilon:
+        low, at_low, high = high, at_high, 2 * high
+        at_high = cost(high)
         if high > 1e5:
             raise BudgetRefusal(
                 f"epsilon={epsilon:g} (delta={delta:g}) is too small for {steps} steps at sample rate "
                 f"{sample_rate:g}: no noise multiplier below 100,000 reaches it; raise the share or lower the rounds."
             )
-    low = high / 2
-    while high > 0.05 and cost(low) <= epsilon:
-        high, low = low, low / 2
-    while high - low > 1e-3 * high:
-        middle = (low + high) / 2
-        if cost(middle) <= epsilon:
-            high = middle
+    while at_low <= epsilon and low > 0.025:
+        high, at_high, low = low, at_low, low / 2
+        at_low = cost(low)
+    # Near enough is as good in epsilon as in sigma, because epsilon falls at least as fast as sigma grows.
+    turn = 0
+    while at_low > epsilon and high - low > _NEAR * high and at_high < (1 - _NEAR) * epsilon:
+        middle, turn = (low + high) / 2, turn + 1
+        if math.isfinite(at_low) and turn % 3:
+            # Epsilon is close to a power of sigma: a line in logarithms, aimed at the middle of what is near enough.
+            share = math.log(at_low / ((1 - _NEAR / 2) * epsilon)) / math.log(at_low / at_high)
+            middle = low * (high / low) ** min(max(share, 0.02), 0.98)
+        if (found := cost(middle)) <= epsilon:
+            high, at_high = middle, found
         else:
-            low = middle
+            low, at_low = middle, found
     return high
 
 
-def _epsilon(mechanism: str, history: list[tuple[float, float, int]], delta: float) -> float:
+def _epsilon(mechanism: str, history: list[tuple[float, float, int]], delta: float, **options: list[int]) -> float:
     # Imported late: it brings torch.
     from opacus.accountants import create_accountant
 
@@ -168,4 +183,4 @@ def _epsilon(mechanism: str, history: list[tuple[float, float, int]], delta: flo
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         # At sample rate 1 PRV evaluates log(0) in a branch that it then discards; RDP warns about its largest order.
         warnings.simplefilter("ignore")
-        return float(accountant.get_epsilon(delta))
+        return float(accountant.get_epsilon(delta, **options))

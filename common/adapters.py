@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from safetensors.numpy import load, save
 
 from fedprofile.common.errors import InputError
 
-Arrays = dict[str, NDArray[np.generic]]
+Arrays = dict[str, NDArray[Any]]
 """Named arrays, in a fixed order."""
 
 Layout = dict[str, tuple[tuple[int, ...], str]]

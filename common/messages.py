@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 
 from fedprofile.common.errors import InputError, RefusalCode
 
-Arrays = dict[str, NDArray[np.generic]]
+Arrays = dict[str, NDArray[Any]]
 
 TABLE = "table"
 """The one array's name in a reply to `evaluate`."""

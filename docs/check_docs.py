@@ -1,7 +1,7 @@
 """Check that the documents say what the code does; part of `make check`.
 
 Every command of both command lines stands in the README and every command that the README shows exists; every test
-that `docs/privacy.md` names exists; every relative link leads somewhere; the README's loader is the one that is shipped.
+that `docs/privacy.md` names exists; every relative link leads somewhere; the README's loader is the shipped one.
 """
 
 import re

@@ -45,7 +45,8 @@ class StreamingMean:
         """
         for name, total in self._sums.items():
             scaled = self._scratch[: total.size].reshape(total.shape)
-            np.multiply(update[name], weight, out=scaled)
+            # Without the dtype numpy would multiply in the update's single precision.
+            np.multiply(update[name], weight, out=scaled, dtype=np.float64)
             total += scaled
         self._weight += weight
         self._count += 1

@@ -37,9 +37,6 @@ ATTEMPTS = 3
 TIME_TO_LIVE_MARGIN = 60.0
 """Seconds; a question outlives its round, so that the round's own clock decides."""
 
-LATE = 20.0
-"""Seconds that the final delivery waits for tenants that are not there."""
-
 
 class RunFailed(FedprofileError):
     """No tenant can go on; the run stays at its last round and can be started again."""
@@ -105,7 +102,7 @@ def run_federation(
     journal: Journal | None = None,
     stopped: threading.Event | None = None,
     patience: float | None = None,
-    late: float = LATE,
+    late: float = 0.0,
 ) -> FederationResult:
     """Run a federation to its end.
 
@@ -201,8 +198,9 @@ class _Run:
         return FederationResult(self._at.arrays, self._at.round, self._at.finished, tuple(self._records))
 
     def _evaluate(self) -> None:
-        self._wait_for_tenants()
         number = self._at.round
+        # Tenants that left after the last round must not keep its result from the others.
+        self._wait_for_tenants(limit=self._card.rounds.timeout if number else None)
         stop = False
 
         def ask() -> Outcome:
@@ -295,17 +293,18 @@ class _Run:
         online = set(self._grid.get_node_ids())
         return {node_id: member for node_id, member in self._members().items() if node_id in online}
 
-    def _wait_for_tenants(self) -> None:
-        """Until `min_tenants` are there, and `start_after` seconds more before the first question."""
+    def _wait_for_tenants(self, limit: float | None = None) -> None:
+        """Until `min_tenants` are there or `limit` seconds are over; before the first question `start_after` more."""
         needed = self._card.rounds.min_tenants
         start = time.monotonic()
         said = -1
         while True:
             present = {member.name for member in self._present().values()}
             count = len(present | self._spent)
-            if count >= needed and present:
+            waited = time.monotonic() - start
+            if (count >= needed and present) or (limit is not None and waited >= limit):
                 break
-            if self._patience is not None and time.monotonic() - start >= self._patience:
+            if self._patience is not None and waited >= self._patience:
                 raise InputError(f"{count} of at least {needed} tenants (min_tenants) are there; add some or lower it.")
             if count != said:
                 self._journal.waiting(f"waiting for tenants: {count} of at least {needed} are there.")

@@ -38,6 +38,8 @@ class ServerSettings(Frozen):
     """The standard gRPC health service, with the server's certificate."""
     max_body_mib: int = Field(default=64, ge=6, le=4096)
     """The largest request that the public listener takes."""
+    patience: float = Field(default=20.0, ge=0)
+    """Seconds for which a round, and the final delivery, wait for a tenant that has left."""
     base: Path | None = None
     """Where the base model lies, when it is neither the embedded package nor on the hub."""
 

@@ -11,9 +11,10 @@ the other routes at all.
 
 import asyncio
 import hmac
-import logging
 import secrets
+import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,9 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+GRACE = 0.5
+"""Seconds that answers in progress get when the server stops."""
 
 INLINE = 64 << 10
 """Bytes; a larger request is answered in a thread, so that hashing it does not hold up the others."""
@@ -172,16 +176,14 @@ class Fleet:
         public = PublicListener(FleetCalls(factory, self.state), largest_body, self.traffic)
         admin = AdminGate(_operator_application(factory, admin_port), operator_token)
         quiet: dict[str, Any] = {"access_log": False, "log_config": None, "server_header": False}
-        self._servers = {
-            port: uvicorn.Server(
-                uvicorn.Config(
-                    public, host, port, ssl_certfile=certificate, ssl_keyfile=str(key), lifespan="off", **quiet
-                )
+        self._places = ((host, port), ("127.0.0.1", admin_port))
+        self._servers = (
+            uvicorn.Server(
+                uvicorn.Config(public, ssl_certfile=certificate, ssl_keyfile=str(key), lifespan="off", **quiet)
             ),
-            admin_port: uvicorn.Server(uvicorn.Config(admin, "127.0.0.1", admin_port, lifespan="on", **quiet)),
-        }
-        self._thread = threading.Thread(target=self._serve, name="fleet", daemon=True)
-        self._failed: BaseException | None = None
+            uvicorn.Server(uvicorn.Config(admin, lifespan="on", **quiet)),
+        )
+        self._thread: threading.Thread | None = None
 
     def start(self, timeout: float = 30.0) -> None:
         """Start both; returns when both listen.
@@ -192,39 +194,60 @@ class Fleet:
         Raises:
             InputError: A port is taken, or an address is not this machine's.
         """
+        # Bound here, because uvicorn ends the process where it cannot bind.
+        sockets: list[socket.socket] = []
+        try:
+            sockets.extend(_bound(*place) for place in self._places)
+        except InputError:
+            for one in sockets:
+                one.close()
+            raise
+        self._thread = threading.Thread(target=self._serve, args=(sockets,), name="fleet", daemon=True)
         self._thread.start()
-        waited = threading.Event()
-        for _ in range(int(timeout / 0.02)):
-            if all(server.started for server in self._servers.values()):
-                return
-            if not self._thread.is_alive():
-                break
-            waited.wait(0.02)
-        deaf = ", ".join(str(port) for port, server in self._servers.items() if not server.started)
-        self.stop()
-        raise InputError(
-            f"cannot listen on port {deaf}: it is taken, or the address is not this machine's; "
-            "choose other ports in server.toml."
-        )
+        deadline = time.monotonic() + timeout
+        while not all(server.started for server in self._servers):
+            if time.monotonic() > deadline or not self._thread.is_alive():
+                self.stop()
+                raise InputError("the listeners do not come up; see state/server.log for what they say.")
+            time.sleep(0.01)
 
     def stop(self) -> None:
         """Stop both and wait for it."""
-        for server in self._servers.values():
+        for server in self._servers:
             server.should_exit = True
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join(timeout=10)
 
-    def _serve(self) -> None:
+    def _serve(self, sockets: list[socket.socket]) -> None:
         async def run() -> None:
-            await asyncio.gather(*(server.serve() for server in self._servers.values()))
+            serving = asyncio.gather(
+                *(server.serve(sockets=[one]) for server, one in zip(self._servers, sockets, strict=True))
+            )
+            while not serving.done() and not any(server.should_exit for server in self._servers):
+                await asyncio.sleep(0.05)
+            # Answers in progress get a moment. Then connections are cut: closing TLS politely waits for the other
+            # side, which may be asleep until its next question.
+            await asyncio.wait({serving}, timeout=GRACE)
+            for server in self._servers:
+                for connection in list(server.server_state.connections):
+                    if connection.transport is not None:
+                        connection.transport.abort()
+            await serving
 
-        loop = next(iter(self._servers.values())).config.get_loop_factory()
-        try:
-            with asyncio.Runner(loop_factory=loop) as runner:
-                runner.run(run())
-        except SystemExit:
-            # uvicorn's way to say that it cannot bind; `start` tells the operator.
-            logging.getLogger("uvicorn.error").debug("a listener could not be started")
+        asyncio.run(run())
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise InputError(
+            f"cannot listen on {host} port {port} ({error.strerror}); choose another in server.toml."
+        ) from None
+    return made
 
 
 def _operator_application(factory: LinkStateFactory, port: int) -> FastAPI:

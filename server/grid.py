@@ -31,9 +31,6 @@ from fedprofile.server.stopping import ServerStopped
 POLL = 0.02
 """Seconds between two looks at the store; a look costs microseconds."""
 
-PATIENCE = 20.0
-"""Seconds for which a tenant that went offline in mid-round may come back before the round goes on without it."""
-
 
 class FleetGrid(Grid):
     """See the module's docstring.
@@ -42,12 +39,10 @@ class FleetGrid(Grid):
         state: Of the running server.
         run: The run within `state` that messages belong to.
         stopped: Set when the server is to stop.
-        patience: See `PATIENCE`.
+        patience: Seconds for which a tenant that left in mid-round may stay away before the round goes on without it.
     """
 
-    def __init__(
-        self, state: FederationLinkState, run: Run, stopped: threading.Event, patience: float = PATIENCE
-    ) -> None:
+    def __init__(self, state: FederationLinkState, run: Run, stopped: threading.Event, patience: float) -> None:
         self._state, self._run, self._stopped, self._patience = state, run, stopped, patience
 
     def set_run(self, run: Run) -> None:

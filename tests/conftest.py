@@ -78,6 +78,7 @@ def card_data(tiny_base: Path) -> Callable[..., dict[str, Any]]:
         for name, section in sections.items():
             old = card.get(name)
             card[name] = {**old, **section} if isinstance(old, dict) and isinstance(section, dict) else section
-        return json.loads(json.dumps(card))
+        copied: dict[str, Any] = json.loads(json.dumps(card))
+        return copied
 
     return make

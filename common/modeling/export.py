@@ -163,7 +163,7 @@ def _write(model: ProfileModel, folder: Path, rounds: int, tenants: Sequence[Ten
 
 
 def head_description(model: ProfileModel) -> dict[str, Any]:
-    """The content of `head.json`; the head's inputs are the pooled text, then `numeric`, then `categorical`."""
+    """The content of `head.json`; the head's inputs are the pooled text, then `numeric`, `categorical`, `crosses`."""
     card = model.card
     return {
         "format": FORMAT,
@@ -179,12 +179,13 @@ def head_description(model: ProfileModel) -> dict[str, Any]:
         "inputs": [
             f"text:{model.hidden_size}",
             *(f"{feature.name}:{feature.width}" for feature in card.features.all),
+            *(f"{cross.numeric} x {cross.categorical}" for cross in card.features.crosses),
         ],
         "numeric": {
-            feature.name: feature.model_dump(include={"low", "high", "scale", "knots"})
-            for feature in card.features.numeric
+            feature.name: feature.model_dump(mode="json", exclude={"name"}) for feature in card.features.numeric
         },
         "categorical": {feature.name: list(feature.values) for feature in card.features.categorical},
+        "crosses": [[cross.numeric, cross.categorical] for cross in card.features.crosses],
     }
 
 

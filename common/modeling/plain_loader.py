@@ -1,22 +1,22 @@
-"""Predict with an exported folder: `python load_adapter.py FOLDER BASE < rows`, each {"text": "..", "columns": {..}}."""
+"""Predict with an exported folder: `python load_adapter.py FOLDER BASE < rows`, each {"text": "", "columns": {}}."""
 
 import json
-import math
 import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 
-def numeric(value: float | None, low: float, high: float, scale: str, knots: int) -> list[float]:
-    x, span = min(max((value or 0.0) - low, 0.0), high - low), high - low
-    x = math.log1p(x) / math.log1p(span) if scale == "log" else x / span
-    spread = [x] if knots == 2 else [max(0.0, 1.0 - abs(x * (knots - 1) - knot)) for knot in range(knots)]
-    return [0.0 if value is None else part for part in spread]
+def numeric(value: float | None, low: float, high: float, scale: str, unit: float, knots: list[float]) -> list[float]:
+    ends = np.clip([low, *knots, high, low if value is None else value], low, high) - low
+    ends = np.log1p(ends / unit) if scale == "log" else ends
+    hats = np.eye(len(ends) - 1) if knots else [[0.0, 1.0]]
+    return [0.0 if value is None else float(np.interp(ends[-1], ends[:-1], hat)) for hat in hats]
 
 
 def main(folder: str, base: str) -> None:
@@ -27,12 +27,14 @@ def main(folder: str, base: str) -> None:
     model = AutoModel.from_pretrained(base, dtype=torch.float32)
     model = (PeftModel.from_pretrained(model, folder) if card["adapter"] else model).eval()
     rows = [json.loads(line) for line in sys.stdin]
-    extra: list[list[float]] = [[] for _ in rows]
-    for columns, parts in zip((row["columns"] for row in rows), extra, strict=True):
-        for name, scale in card["numeric"].items():
-            parts += numeric(columns.get(name), **scale)
+    extra = []
+    for columns in (row["columns"] for row in rows):
+        parts = {name: numeric(columns.get(name), **scale) for name, scale in card["numeric"].items()}
         for name, values in card["categorical"].items():
-            parts += [float(columns.get(name) == value) for value in values]
+            parts[name] = [float(columns.get(name) == value) for value in values]
+        for one, other in card["crosses"]:
+            parts[f"{one} x {other}"] = [number * part for part in parts[other] for number in parts[one]]
+        extra.append([part for block in parts.values() for part in block])
     length = {"padding": True, "truncation": True, "max_length": card["max_tokens"]}
     batch = tokenizer([row["text"] for row in rows], return_tensors="pt", **length)
     ids, mask = batch["input_ids"], batch["attention_mask"]

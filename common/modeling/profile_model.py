@@ -85,7 +85,9 @@ class ProfileModel(nn.Module):
             )
         # The encoder's inner model is called directly: PEFT's wrapper adds nothing for this task.
         self._inner = [inner]
-        self.head = nn.Linear(int(inner.config.hidden_size) + card.features.width, len(card.task.labels))
+        inputs = int(inner.config.hidden_size) + card.features.width
+        # PyTorch's own start would draw from its global generator.
+        self.head = nn.utils.skip_init(nn.Linear, inputs, len(card.task.labels))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.head.to(self.device)

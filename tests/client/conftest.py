@@ -42,6 +42,9 @@ class SuperLink:
     def enrol(self, key: ec.EllipticCurvePublicKey) -> int:
         return self.state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key_to_bytes(key), 30.0)
 
+    def revoke(self, node_id: int) -> None:
+        self.state.delete_node(NOOP_FLWR_AID, node_id)
+
     def start_run(self) -> None:
         self.run_id = self.state.create_run("", "", "", {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, "flwr-serverapp")
         assert self.run_id
@@ -50,7 +53,7 @@ class SuperLink:
         assert token
         assert self.state.activate_task(task.task_id)
 
-    def wait_online(self, node_id: int, seconds: float = 15.0) -> None:
+    def wait_online(self, node_id: int, seconds: float = 300.0) -> None:
         end = time.monotonic() + seconds
         while node_id not in self.state.get_nodes(self.run_id):
             assert time.monotonic() < end, "the node did not come online"
@@ -72,7 +75,7 @@ class SuperLink:
             assert self.state.store_object(self.run_id, session, missing_name, objects[missing_name].deflate())
         return name
 
-    def reply(self, name: str, seconds: float = 15.0) -> Message:
+    def reply(self, name: str, seconds: float = 300.0) -> Message:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             for envelope in self.state.get_message_res({name}, self.run_id):
@@ -150,7 +153,7 @@ def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
 def wait_until() -> Callable[[Callable[[], bool]], None]:
     """A function that waits until something is true, for at most 15 seconds."""
 
-    def wait(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    def wait(condition: Callable[[], bool], seconds: float = 300.0) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "it did not happen"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedprofile.client.app import TenantApp, client_app
 from fedprofile.client.evaluation import PrivateEvaluator
@@ -19,7 +20,7 @@ from fedprofile.client.policy import Policy
 from fedprofile.client.randomness import Randomness, SecureRandomness
 from fedprofile.client.sampling import TenantRecords
 from fedprofile.client.segments import SegmentPlan
-from fedprofile.common.adapters import arrays_hash
+from fedprofile.common.adapters import Layout, arrays_hash
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import BudgetRefusal, DataError, RefusalCode
 from fedprofile.common.interactions import EncodedRecords
@@ -35,7 +36,7 @@ from fedprofile.common.messages import (
     reply_of,
 )
 
-LAYOUT = {"w": ((4,), "float32")}
+LAYOUT: Layout = {"w": ((4,), "float32")}
 SECRET = "alice@example.org paid 913.55"
 
 
@@ -84,8 +85,14 @@ class World:
         return summary(self.ledger.path)
 
 
+def _envelope(content: RecordDict, kind: str) -> Message:
+    # Flower lets only a process with a task's identity make a message.
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    return Message(content, dst_node_id=5, message_type=kind)
+
+
 def _message(request: Request, number: int = 1, run: int = 1) -> Message:
-    message = Message(content_of(request), dst_node_id=5, message_type=request.kind.value)
+    message = _envelope(content_of(request), request.kind.value)
     message.metadata.__dict__["_message_id"] = f"message-{run}-{number}"
     message.metadata.__dict__["_run_id"] = run
     return message
@@ -299,23 +306,13 @@ def test_every_failure_is_one_constant_code_and_tells_nothing(
     assert SECRET not in repr(answer)
 
 
-def test_all_failures_look_alike(world: World) -> None:
-    """The bytes of the error are the same, whatever failed."""
-    seen = set()
-    for failure in FAILURES:
-        world.trainer.failure = failure
-        error = world.app.answer(_message(world.request())).error
-        seen.add((error.code, error.reason))
-    assert len(seen) == 1
-
-
 def _bad_messages(world: World) -> Iterator[Message]:
-    yield Message(RecordDict({}), dst_node_id=5, message_type="train")
-    yield Message(RecordDict({"arrays": ConfigRecord({"x": 1})}), dst_node_id=5, message_type="train")
+    yield _envelope(RecordDict({}), "train")
+    yield _envelope(RecordDict({"arrays": ConfigRecord({"x": 1})}), "train")
     other = content_of(world.request())
     other["more"] = ConfigRecord({"code": "import os"})
-    yield Message(other, dst_node_id=5, message_type="train")
-    yield Message(content_of(world.request()), dst_node_id=5, message_type="query.anything")
+    yield _envelope(other, "train")
+    yield _envelope(content_of(world.request()), "query.anything")
 
 
 def test_messages_that_are_not_of_the_schema_are_unavailable(world: World) -> None:

@@ -17,19 +17,23 @@ import pytest
 
 from fedprofile.client.agreement import card_text, read_agreement
 from fedprofile.client.cli import app
-from fedprofile.client.directory import TenantDirectory
+from fedprofile.client.directory import TenantDirectory, write_model
 from fedprofile.client.enrolment import read_key
+from fedprofile.client.records import ExampleSource
 from fedprofile.client.tenant_template import tenant_template
 from fedprofile.common.card import FederationCard
 from fedprofile.common.cli import run_command
 from fedprofile.common.enrolment import Enrolment, Invite, file_text, read_exchanged
-from fedprofile.common.messages import TABLE, Kind, LedgerMark, Request, refusal_of, reply_of
+from fedprofile.common.messages import TABLE, Arrays, Kind, LedgerMark, Request, refusal_of, reply_of
 from fedprofile.common.tenant import TenantFile
+from fedprofile.server.certificates import new_authority
 
 if TYPE_CHECKING:
     from tests.client.conftest import SuperLink
 
 CardData = Callable[..., dict[str, Any]]
+
+CA = new_authority("test").certificate_pem().decode()
 
 TENANT = """
 [source]
@@ -63,8 +67,10 @@ path = "{base}"
 class Home:
     """A tenant's directory and the commands on it, in this process."""
 
-    def __init__(self, root: Path, card: FederationCard, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.root, self.card, self.capsys, self.base = root, card, capsys, base
+    def __init__(
+        self, root: Path, card: FederationCard, base: Path, template: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.root, self.card, self.base, self.template, self.capsys = root, card, base, template, capsys
         self.place = TenantDirectory(root)
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
@@ -75,39 +81,64 @@ class Home:
         assert isinstance(ended.value.code, int)
         return ended.value.code, said.out, said.err
 
-    def invite(self, address: str = "localhost:1", ca: str = "-----BEGIN CERTIFICATE-----", **card: Any) -> Path:
+    def invite(self, **card: Any) -> Path:
         chosen = self.card if not card else FederationCard.model_validate({**self.card.model_dump(mode="json"), **card})
         path = self.root.parent / "shop.invite"
-        path.write_text(
-            file_text(
-                Invite(tenant="shop", address=address, ca=ca, card=chosen.canonical().decode(), card_hash=chosen.hash)
-            )
-        )
+        path.write_text(file_text(invite_for(chosen)))
         return path
 
-    def write_data(self, users: int = 40) -> None:
-        draw = random.Random(0)
-        lines = ["visitor,time,month,action,item,visits,device,region,bought"]
-        for user in range(users):
-            for day in (1, 2, 3):
-                bought = draw.choice(["no", "yes"])
-                item = "shoes" if bought == "yes" else "books"
-                region = draw.choice(["north", "south"])
-                lines.append(f"u{user},2026-01-0{day},w1,viewed,{item},{draw.randint(0, 9)},phone,{region},{bought}")
-        (self.root / "visits.csv").write_text("\n".join(lines) + "\n")
+    def edit(self, old: str = "", new: str = "") -> None:
+        self.place.tenant_file.write_text(TENANT.format(base=self.base).replace(old, new))
 
-    def joined(self, address: str = "localhost:1", ca: str = "-----BEGIN CERTIFICATE-----") -> None:
-        assert self.run("join", str(self.invite(address, ca)), "--dir", str(self.root))[0] == 0
-        self.place.tenant_file.write_text(TENANT.format(base=self.base))
-        self.write_data()
-        code, out, err = self.run("join", "--dir", str(self.root), "--yes")
-        assert code == 0, err
-        assert "shop.enroll" in out
+    def write_data(self) -> None:
+        (self.root / "visits.csv").write_text(visits())
+
+    def joined(self, address: str = "localhost:1", ca: str = CA) -> None:
+        """As after a join: a copy of a directory that has really joined."""
+        shutil.copytree(self.template, self.root)
+        write_model(self.place.invite, invite_for(self.card, address, ca))
+
+
+def invite_for(card: FederationCard, address: str = "localhost:1", ca: str = CA) -> Invite:
+    return Invite(tenant="shop", address=address, ca=ca, card=card.canonical().decode(), card_hash=card.hash)
+
+
+def visits(users: int = 40) -> str:
+    draw = random.Random(0)
+    lines = ["visitor,time,month,action,item,visits,device,region,bought"]
+    for user in range(users):
+        for day in (1, 2, 3):
+            bought, region = draw.choice(["no", "yes"]), draw.choice(["north", "south"])
+            item = "shoes" if bought == "yes" else "books"
+            lines.append(f"u{user},2026-01-0{day},w1,viewed,{item},{draw.randint(0, 9)},phone,{region},{bought}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def card(card_data: CardData) -> FederationCard:
+    return FederationCard.model_validate(card_data())
+
+
+@pytest.fixture(scope="module")
+def joined_folder(card: FederationCard, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory on which both calls of `join` were made; one for the module, because each costs seconds."""
+    folder = tmp_path_factory.mktemp("joined")
+    root = folder / "shop"
+    (folder / "shop.invite").write_text(file_text(invite_for(card)))
+    for arguments in ([str(folder / "shop.invite")], ["--yes"]):
+        with pytest.raises(SystemExit) as ended:
+            run_command(app, "flower-client", ["join", *arguments, "--dir", str(root)])
+        assert ended.value.code == 0
+        (root / "tenant.toml").write_text(TENANT.format(base=tiny_base))
+        (root / "visits.csv").write_text(visits())
+    return root
 
 
 @pytest.fixture
-def home(tmp_path: Path, card_data: CardData, tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> Home:
-    return Home(tmp_path / "shop", FederationCard.model_validate(card_data()), tiny_base, capsys)
+def home(
+    tmp_path: Path, card: FederationCard, tiny_base: Path, joined_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> Home:
+    return Home(tmp_path / "shop", card, tiny_base, joined_folder, capsys)
 
 
 def test_the_invite_gives_a_key_and_a_template(home: Home) -> None:
@@ -155,7 +186,7 @@ def test_joining(home: Home) -> None:
 
 def test_check_shows_the_data_and_the_cost_and_writes_nothing(home: Home) -> None:
     home.run("join", str(home.invite()), "--dir", str(home.root))
-    home.place.tenant_file.write_text(TENANT.format(base=home.base))
+    home.edit()
     home.write_data()
     before = sorted(path.name for path in home.root.rglob("*"))
     code, out, err = home.run("check", "--dir", str(home.root), "--json")
@@ -211,7 +242,7 @@ def test_an_unchanged_card_is_said_to_be(home: Home) -> None:
 )
 def test_what_was_frozen_at_join_cannot_be_edited(home: Home, old: str, new: str, told: str) -> None:
     home.joined()
-    home.place.tenant_file.write_text(TENANT.format(base=home.base).replace(old, new))
+    home.edit(old, new)
     code, _, err = home.run("start", "--dir", str(home.root))
     assert code == 2
     assert told in err
@@ -230,7 +261,7 @@ def test_bad_data_is_one_sentence_with_line_and_column_and_costs_nothing(
     home: Home, old: str, new: str, told: str
 ) -> None:
     home.run("join", str(home.invite()), "--dir", str(home.root))
-    home.place.tenant_file.write_text(TENANT.format(base=home.base))
+    home.edit()
     home.write_data()
     path = home.root / "visits.csv"
     path.write_text(path.read_text().replace(old, new, 1))
@@ -314,7 +345,8 @@ def test_a_whole_run(home: Home, superlink: "SuperLink") -> None:
     def run() -> None:
         try:
             with home.place.running():
-                participate(home.place, agreement, key, lines.append, threading.Event())
+                examples = ExampleSource(agreement.tenant, agreement.card, home.root)
+                participate(home.place, agreement, examples, key, lines.append, threading.Event())
         except BaseException as error:
             errors.append(error)
 
@@ -363,10 +395,9 @@ def test_a_whole_run(home: Home, superlink: "SuperLink") -> None:
     code, out, err = home.run("predict", "--dir", str(home.root), "--input", str(home.root / "new.csv"), "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert found["round"] == 2
-    assert [row["user"] for row in found["predictions"]] == ["u1", "nobody"]
-    for row in found["predictions"]:
-        assert sum(row["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
+    assert [(row["user"], row["round"]) for row in found] == [("u1", 2), ("nobody", 2)]
+    for row in found:
+        assert sum(row["probabilities"].values()) == pytest.approx(1.0)
         assert row["probabilities"]["yes"] != 0.5
     target = home.root / "out.csv"
     code, _, _ = home.run(
@@ -380,6 +411,45 @@ def test_a_whole_run(home: Home, superlink: "SuperLink") -> None:
     assert not log.exists() or "u1" not in log.read_text()
     private = [home.place.journal, home.place.outbox, home.place.cache, home.place.adapters]
     assert all(path.stat().st_mode & 0o077 == 0 for path in private)
+
+
+def test_the_real_process(home: Home, superlink: "SuperLink") -> None:
+    """start as a process: refused twice, ended by SIGTERM, refused by a ledger that is behind."""
+    home.joined(superlink.address, superlink.ca)
+    node_id = superlink.enrol(read_key(home.place.key).public_key())
+    command = [Path(sys.executable).parent / "flower-client", "start", "--dir", str(home.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        superlink.wait_online(node_id, 120)
+        code, _, err = home.run("start", "--dir", str(home.root))
+        assert (code, err.count("\n")) == (2, 1)
+        assert "already runs" in err
+        process.terminate()
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    assert out.splitlines()[-1].startswith("stopped")
+    assert node_id not in superlink.state.get_nodes(superlink.run_id)
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        superlink.wait_online(node_id, 120)
+        seen = LedgerMark(7, "c" * 64)
+        arrays = {"head.bias": np.zeros(2, np.float32)}
+        strange = superlink.ask(node_id, Request(Kind.TRAIN, home.card.hash, 1, arrays, seen))
+        assert refusal_of(superlink.reply(strange)) == "adapter"
+        layout = _start(home)
+        behind = superlink.ask(node_id, Request(Kind.TRAIN, home.card.hash, 1, layout, seen))
+        assert refusal_of(superlink.reply(behind)) == "ledger"
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "the server has seen entry 7" in err and err.count("\n") == 1
+    assert "Traceback" not in out + err
+    ledger = json.loads(home.run("budget", "--dir", str(home.root), "--json")[1])
+    assert ledger["releases"] == [] and ledger["refusals"] == {"adapter": 1, "ledger": 1}
+
+
+def _start(home: Home) -> Arrays:
+    from fedprofile.client.site import load_model
+
+    return load_model(home.card, home.place.read_tenant_file(), home.root)[0].initial_arrays()
 
 
 def test_predict_before_anything_came(home: Home) -> None:
@@ -405,7 +475,7 @@ def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
 def test_unknown_options_are_one_sentence(home: Home) -> None:
     code, _, err = home.run("check", "--dir", str(home.root), "--jsn")
     assert code == 2
-    assert err.startswith("error: No such option: --jsn")
+    assert err.startswith("error: No such option") and "--jsn" in err and err.count("\n") == 1
     code, _, err = home.run("check", "--json")
     assert code == 2
     assert "--dir" in json.loads(err)["error"]

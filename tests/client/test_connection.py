@@ -203,6 +203,22 @@ def test_stopping_leaves_the_federation(tenant: Tenant, wait_until: Callable[[Ca
     assert node_id not in tenant.link.state.get_nodes(tenant.link.run_id)
 
 
+def test_a_revoked_key_waits_and_never_gives_up(
+    tenant: Tenant, wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
+    node_id = tenant.link.enrol(tenant.key.public_key())
+    handler = Echo(last=1)
+    thread = tenant.serve(handler)
+    tenant.link.wait_online(node_id)
+    tenant.link.revoke(node_id)
+    wait_until(lambda: any("no longer accepts" in line for line in tenant.lines))
+    wait_until(lambda: any(line.startswith("waiting") for line in tenant.lines))
+    assert thread.is_alive() and handler.answered == []
+    tenant.stop.set()
+    thread.join(10)
+    assert tenant.lines[-1] == "stopped"
+
+
 CHILD = """
 import sys, threading, time
 from pathlib import Path

@@ -249,7 +249,8 @@ def test_the_self_test_passes_and_notices_what_does_not_train(make_model: Callab
 
     class Deaf(ProfileModel):
         def forward(self, *arguments: Any) -> torch.Tensor:
-            return super().forward(*arguments).detach() + self.head.bias
+            heard: torch.Tensor = super().forward(*arguments).detach() + self.head.bias
+            return heard
 
     deaf = make_model()
     deaf.__class__ = Deaf

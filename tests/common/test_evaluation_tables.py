@@ -98,7 +98,8 @@ def test_negative_cells_are_not_clipped_before_the_ratio() -> None:
     exact = np.zeros((3, 2, SCORE_BINS))
     exact[0, 0, 1] = 900.0
     exact[0, 1, 8] = 100.0
-    values, clipped = [], []
+    values: list[float] = []
+    clipped: list[float] = []
     for _ in range(2000):
         noisy = exact.ravel() + rng.normal(size=60) * 5
         for table, found in ((noisy, values), (np.clip(noisy, 0, None), clipped)):

@@ -1,5 +1,7 @@
 """The in-process grid delivers copies, answers each message once, and drives Flower's own strategy unmodified."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -8,9 +10,11 @@ from flwr.serverapp.strategy import FedAvg
 from fedprofile.simulations.grid import InProcessGrid
 
 
-def _tenant(step: float, seen: list[float]):  # type: ignore[no-untyped-def]
+def _tenant(step: float, seen: list[float]) -> Callable[[Message], Message]:
     def answer(message: Message) -> Message:
-        arrays = message.content["arrays"].to_numpy_ndarrays()
+        record = message.content["arrays"]
+        assert isinstance(record, ArrayRecord)
+        arrays = record.to_numpy_ndarrays()
         seen.append(float(arrays[0][0]))
         content = RecordDict(
             {"arrays": ArrayRecord([arrays[0] + step]), "metrics": MetricRecord({"num-examples": 1, "step": step})}

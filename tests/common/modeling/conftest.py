@@ -14,6 +14,9 @@ from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.modeling.base import BaseModelFiles, hash_base, load_base, resolve_base
 from fedprofile.common.modeling.profile_model import ProfileModel
 
+# The models are tiny: a second thread costs more than it gives, and other tests run beside these.
+torch.set_num_threads(1)
+
 MakeModel = Callable[..., ProfileModel]
 MakeFamily = Callable[[str], tuple[PreTrainedModel, dict[str, Any]]]
 
@@ -31,7 +34,8 @@ def _family(name: str) -> tuple[Any, list[str], str]:
     }
     decoder = common | {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     attention = ["q_proj", "v_proj"]
-    small_distil = {"vocab_size": 200, "dim": 32, "hidden_dim": 64, "n_layers": 4, "n_heads": 4}
+    modern: dict[str, Any] = {"local_attention": 4, "global_attn_every_n_layers": 2}
+    small_distil: dict[str, Any] = {"vocab_size": 200, "dim": 32, "hidden_dim": 64, "n_layers": 4, "n_heads": 4}
     families: dict[str, Callable[[], tuple[Any, list[str], str]]] = {
         "bert": lambda: (t.BertConfig(**common), ["query", "value"], "mean"),
         "roberta": lambda: (t.RobertaConfig(**common, pad_token_id=0), ["query", "value"], "mean"),
@@ -41,7 +45,7 @@ def _family(name: str) -> tuple[Any, list[str], str]:
             "mean",
         ),
         "modernbert": lambda: (
-            t.ModernBertConfig(**common, pad_token_id=0, local_attention=4, global_attn_every_n_layers=2),
+            t.ModernBertConfig(**common, pad_token_id=0, **modern),
             ["Wqkv"],
             "mean",
         ),

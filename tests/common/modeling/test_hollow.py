@@ -34,7 +34,10 @@ FAMILIES = (
     "gemma2",
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
 
 MakeFamily = Callable[[str], tuple[PreTrainedModel, dict[str, Any]]]
 MakeModel = Callable[..., ProfileModel]
@@ -67,6 +70,10 @@ def _gradients_one_by_one(model: ProfileModel, records: EncodedRecords) -> NDArr
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def _embeddings(base: Any) -> Any:
+    return base.get_input_embeddings()
+
+
 def test_hollow_equals_full(
     family: str, make_family: MakeFamily, make_model: MakeModel, make_records: MakeRecords, stir: Stir
 ) -> None:
@@ -94,7 +101,6 @@ def test_per_record_gradients_equal_a_loop(
     records = make_records(model)
     hooked = _gradients(model, records, PrefixCache(model, number_format="float32"))
     looped = _gradients_one_by_one(model, records)
-    assert np.abs(looped).max(axis=0).min() >= 0
     assert all(np.abs(looped[row]).max() > 1e-3 for row in range(len(records)))
     assert np.abs(hooked - looped).max() / np.abs(looped).max() < 5e-6
 
@@ -160,9 +166,9 @@ def test_the_model_is_whole_again_after_an_error(make_model: MakeModel) -> None:
     assert not layer_list(model._inner[0])[1][2]._forward_pre_hooks
 
 
-def test_two_lists_of_layers_are_refused() -> None:
+def test_several_lists_of_layers_are_refused() -> None:
     small: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2, "vocab_size": 50}
-    with pytest.raises(ConfigError, match="2 lists of 2 layers"):
+    with pytest.raises(ConfigError, match="4 lists of 2 layers instead of one"):
         layer_list(T5Model(T5Config(**small)))
 
 
@@ -179,7 +185,7 @@ def test_activations_that_are_not_finite_are_refused_with_a_constant_text(
     # A word of exactly one record, broken only after the model's own check at construction.
     records = make_records(model, count=3)
     with torch.no_grad():
-        base.get_input_embeddings().weight[records.tokens[1][0]] = torch.nan
+        _embeddings(base).weight[records.tokens[1][0]] = torch.nan
     texts = set()
     for change in ({}, {"method": "head"}):
         broken = make_model(base, adapter=adapter | change) if change else model
@@ -192,7 +198,7 @@ def test_activations_that_are_not_finite_are_refused_with_a_constant_text(
 def test_activations_beyond_the_number_format_are_refused(make_model: MakeModel, make_family: MakeFamily) -> None:
     base, adapter = make_family("llama")
     with torch.no_grad():
-        base.get_input_embeddings().weight.mul_(1e7)
+        _embeddings(base).weight.mul_(1e7)
     model = make_model(base, adapter=adapter)
     tokens = [np.array([5, 6], dtype=np.int32)]
     with pytest.raises(ActivationError):
@@ -222,7 +228,8 @@ def test_a_model_that_cannot_be_hollow_is_refused() -> None:
     check_hollow(model, Hollow(model, 1))
     tricky = copy.deepcopy(model)
     layers = layer_list(tricky)[1]
-    layers[2] = _Doubling(layers[2], layers[0])
+    layers[2] = doubling = _Doubling(layers[2], layers[0])
+    tricky.register_forward_pre_hook(lambda module, args: doubling.seen.clear())
     with pytest.raises(ConfigError, match="starting at layer 2"):
         check_hollow(tricky, Hollow(tricky, 1))
 
