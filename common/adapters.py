@@ -138,7 +138,7 @@ def arrays_hash(arrays: Mapping[str, NDArray[np.generic]]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]
-        plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        plain = np.asarray(array, dtype=array.dtype.newbyteorder("<"))
         head = [name.encode(), str(np.dtype(array.dtype.name)).encode(), struct.pack(f"<{array.ndim}q", *array.shape)]
         for part in head:
             digest.update(struct.pack("<q", len(part)) + part)
@@ -155,7 +155,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]], mode: in
         mode: Permissions, set before any content is written.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    content = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
     try:
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(content)

@@ -38,6 +38,7 @@ class SuperLink:
     state: LinkState
     run_id: int = 0
     paths: list[str] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
 
     def enrol(self, key: ec.EllipticCurvePublicKey) -> int:
         return self.state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key_to_bytes(key), 30.0)
@@ -48,10 +49,18 @@ class SuperLink:
     def start_run(self) -> None:
         self.run_id = self.state.create_run("", "", "", {}, NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, "flwr-serverapp")
         assert self.run_id
+        # A coordinator shows that it lives; without it the run ends after a minute.
+        self.over.set()
+        self.over = threading.Event()
         [task] = self.state.get_tasks(run_ids=[self.run_id])
         token = self.state.claim_task(task.task_id)
         assert token
         assert self.state.activate_task(task.task_id)
+        threading.Thread(target=self._beat, args=(task.task_id, self.over), daemon=True).start()
+
+    def _beat(self, task_id: int, over: threading.Event) -> None:
+        while not over.wait(5):
+            self.state.acknowledge_task_heartbeat(task_id)
 
     def wait_online(self, node_id: int, seconds: float = 300.0) -> None:
         end = time.monotonic() + seconds
@@ -145,13 +154,14 @@ def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
     )
     link.start_run()
     yield link
+    link.over.set()
     server.should_exit = True
     thread.join(10)
 
 
 @pytest.fixture
 def wait_until() -> Callable[[Callable[[], bool]], None]:
-    """A function that waits until something is true, for at most 15 seconds."""
+    """A function that waits until something is true, for at most a minute."""
 
     def wait(condition: Callable[[], bool], seconds: float = 300.0) -> None:
         end = time.monotonic() + seconds

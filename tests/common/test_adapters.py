@@ -6,6 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
 from fedprofile.common.adapters import (
     AdapterError,
     Arrays,
@@ -19,9 +23,6 @@ from fedprofile.common.adapters import (
     update_norm,
     write_arrays,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 LAYOUT: Layout = {"b.lora_A.weight": ((2, 3), "float32"), "a.weight": ((4,), "float32"), "head.bias": ((), "float32")}
 
@@ -107,14 +108,13 @@ def test_the_hash_is_of_the_values_and_not_of_their_layout_in_memory() -> None:
     found = arrays_hash({"a": matrix, "b": np.ones(2)})
     assert found == arrays_hash({"b": np.ones(2), "a": np.asfortranarray(matrix)})
     assert found == arrays_hash({"a": matrix.astype(">f4"), "b": np.ones(2)})
-    others = [
+    others: list[Arrays] = [
         {"a": matrix + 1, "b": np.ones(2)},
         {"a": matrix.reshape(3, 2), "b": np.ones(2)},
         {"a": matrix.astype(np.float64), "b": np.ones(2)},
         {"a": matrix, "c": np.ones(2)},
         {"a": matrix},
         {"a": matrix.T, "b": np.ones(2)},
-        {"a": -matrix * 0.0 + matrix * 1.0 + np.where(matrix == 0, np.float32(-0.0), 0), "b": np.ones(3)},
     ]
     assert len({found, *(arrays_hash(other) for other in others)}) == 1 + len(others)
 

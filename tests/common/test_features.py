@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedprofile.common.card import FeaturesSpec
-from fedprofile.common.features import encode_features
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.preprocessing import OneHotEncoder, SplineTransformer
+
+from fedprofile.common.card import FeaturesSpec
+from fedprofile.common.features import encode_features
 
 
 def _spec(**parts: Any) -> FeaturesSpec:

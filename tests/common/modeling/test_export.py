@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import PreTrainedModel
+
 from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.adapters import AdapterError, read_arrays, write_arrays
 from fedprofile.common.card import FederationCard
@@ -22,7 +24,6 @@ from fedprofile.common.modeling.export import (
     write_adapter_folder,
 )
 from fedprofile.common.modeling.profile_model import ProfileModel
-from transformers import PreTrainedModel
 
 TENANTS = [TenantPrivacy("north-shop", PrivacyLoss(3.0, 1e-6)), TenantPrivacy("south-shop", PrivacyLoss(8.0, 1e-5))]
 FEATURES = {
@@ -50,16 +51,14 @@ def _records(model: ProfileModel, texts: Sequence[str]) -> EncodedRecords:
         Example(user=str(place), row={**row, "text": text})
         for place, (text, row) in enumerate(zip(texts, COLUMNS, strict=True))
     ]
-    return encode(examples, model.card, model.tokenizer)  # type: ignore[arg-type]
+    return encode(examples, model.card, model.tokenizer)
 
 
 @pytest.mark.parametrize(
     "adapter",
     [
-        {"text_scale": 0.3, "top_layers": 2},
-        {"train": "B"},
-        {"method": "head", "text_scale": 1.7},
-        {"pooling": "last"},
+        {"text_scale": 0.3, "top_layers": 2, "train": "B"},
+        {"method": "head", "text_scale": 1.7, "pooling": "last"},
     ],
 )
 def test_a_fresh_process_agrees(

@@ -69,11 +69,11 @@ def _gradients_one_by_one(model: ProfileModel, records: EncodedRecords) -> NDArr
     return np.stack(found)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def _embeddings(base: Any) -> Any:
     return base.get_input_embeddings()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 def test_hollow_equals_full(
     family: str, make_family: MakeFamily, make_model: MakeModel, make_records: MakeRecords, stir: Stir
 ) -> None:
