@@ -1,9 +1,10 @@
 """The one place where a request becomes a reply, in deployment and in simulations alike.
 
 The order is the guarantee: card and policy, the received arrays, the ledger's mark, the outbox (a question that was
-answered before costs nothing), then the source and the self-test (they may fail, and nothing is spent yet), then the
-reservation, and only then randomness. What is drawn is put into the outbox before it is sent. Whatever fails because
-of data, code or hardware is one constant code to the server; the tenant's own log names the exception's type.
+answered before costs nothing), the segment's cap (so that no refusal by budget depends on data), then the source and
+the self-test (they may fail, and nothing is spent yet), then the reservation, and only then randomness. What is drawn
+is put into the outbox before it is sent. Whatever fails because of data, code or hardware is one constant code to the
+server; the tenant's own log names the exception's type.
 """
 
 import logging
@@ -128,8 +129,8 @@ class TenantApp:
                 self._on_adapter(request.arrays, request.round)
                 return Reply(request.kind, request.card_hash, request.round, {}, self._ledger.mark())
             key = question_key(request)
-            reply = self._stored(key) or self._drawn(request, key)
-            self._ledger.mark_released(reply.ledger.sequence, arrays_hash(reply.arrays))
+            reply = self._outbox.get(key) or self._drawn(request, key)
+            self._ledger.mark_released(reply.ledger, arrays_hash(reply.arrays))
             return reply
 
     def answer(self, message: Message) -> Message:
@@ -159,29 +160,11 @@ class TenantApp:
             _log.error("could not count a refusal: %s", type(error).__name__)
         return refusal_message(code, message)
 
-    def sent(self, message: Message) -> None:
-        """Note that the reply to a message has left.
-
-        Args:
-            message: The server's.
-        """
-        try:
-            self._outbox.mark_sent(question_key(request_of(message)))
-        except Exception as error:
-            _log.error("could not note a reply as sent: %s", type(error).__name__)
-
-    def _stored(self, key: str) -> Reply | None:
-        reply = self._outbox.get(key)
-        if reply is None or self._outbox.is_sent(key):
-            return reply
-        # Not sent yet: it may be over someone who has left since, and is then deleted by reading the source.
-        self._read_source()
-        return self._outbox.get(key)
-
     def _drawn(self, request: Request, key: str) -> Reply:
         training = request.kind is Kind.TRAIN
         self._policy.check_rounds(request, self._ledger.rounds_on(_today()))
-        records = self._read_source()
+        self._ledger.check_cap(self._segment, request.kind, request.round)
+        records = self._records()
         if training and not self._tested:
             self._trainer.self_test()
             self._tested = True
@@ -195,14 +178,8 @@ class TenantApp:
             released = self._evaluator.evaluate(request.arrays, users, randomness)
         mark = LedgerMark(entry.sequence, entry.head)
         reply = Reply(request.kind, request.card_hash, request.round, released, mark)
-        self._outbox.put(key, reply, map(self._ledger.pseudonym, users.users))
+        self._outbox.put(key, reply)
         return reply
-
-    def _read_source(self) -> TenantRecords:
-        records = self._records()
-        everyone = (*records.training.users, *records.evaluation.users)
-        self._outbox.forget_gone(frozenset(map(self._ledger.pseudonym, everyone)))
-        return records
 
 
 def client_app(tenant_app: TenantApp) -> ClientApp:
@@ -216,9 +193,7 @@ def client_app(tenant_app: TenantApp) -> ClientApp:
     """
 
     def answer(message: Message, context: Context) -> Message:
-        reply = tenant_app.answer(message)
-        tenant_app.sent(message)
-        return reply
+        return tenant_app.answer(message)
 
     app = ClientApp()
     app.train()(answer)

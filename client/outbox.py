@@ -5,15 +5,14 @@ epsilon 3.9 becomes 4.4) and average the noise away; giving the same bytes relea
 ASKED: card, round, kind and the received arrays, not a message's or a run's id. Arrays and fixed fields are kept, not
 a transport message.
 
-A reply that was not sent yet is still personal data of a person who may leave: until it is sent, the pseudonyms of
-the users it was computed over stand beside it, and `forget_gone` deletes it when one of them is no longer in the
-source. What was sent stays: repeating it tells nothing new.
+Whether a finished reply is kept never depends on the data: it is private and paid for once it is drawn, and its being
+there or not can be seen by asking twice. So it also stays where a user whom it was computed over has left the source
+since; deleting it for that would tell the server, without noise, that somebody left.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,6 @@ from safetensors.numpy import save
 from fedprofile.client.ledger_file import sync_folder
 from fedprofile.common.adapters import arrays_hash
 from fedprofile.common.messages import Kind, LedgerMark, Reply, Request
-
-_PSEUDONYM_BYTES = 16
 
 
 def question_key(request: Request) -> str:
@@ -68,13 +65,12 @@ class Outbox:
         except (SafetensorError, OSError, KeyError, ValueError):
             return None
 
-    def put(self, key: str, reply: Reply, users: Iterable[bytes]) -> None:
+    def put(self, key: str, reply: Reply) -> None:
         """Keep a finished reply; when this returns, it is on the disk.
 
         Args:
             key: See `question_key`.
             reply: What will be sent.
-            users: Pseudonyms of those it was computed over.
         """
         fields = {
             "kind": reply.kind.value,
@@ -86,44 +82,10 @@ class Outbox:
             "names": json.dumps(list(reply.arrays)),
         }
         arrays = {name: np.ascontiguousarray(value) for name, value in reply.arrays.items()}
-        # The users first: a reply without them counts as sent.
-        self._write(self._users_path(key), b"".join(sorted(users)))
         self._write(self._path(key), save(arrays, metadata=fields))
-
-    def is_sent(self, key: str) -> bool:
-        """Whether the reply has left (or was never there)."""
-        return not self._users_path(key).exists()
-
-    def mark_sent(self, key: str) -> None:
-        """Note that the reply has left; the list of users goes."""
-        self._users_path(key).unlink(missing_ok=True)
-
-    def forget_gone(self, present: frozenset[bytes]) -> int:
-        """Delete unsent replies over users who are gone.
-
-        Args:
-            present: Pseudonyms of everyone in the source.
-
-        Returns:
-            How many were deleted.
-        """
-        forgotten = 0
-        for path in self._folder.glob("*.users"):
-            data = path.read_bytes()
-            users = {data[place : place + _PSEUDONYM_BYTES] for place in range(0, len(data), _PSEUDONYM_BYTES)}
-            if not users <= present:
-                path.with_suffix(".safetensors").unlink(missing_ok=True)
-                path.unlink()
-                forgotten += 1
-        if forgotten:
-            sync_folder(self._folder)
-        return forgotten
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.safetensors"
-
-    def _users_path(self, key: str) -> Path:
-        return self._folder / f"{key}.users"
 
     def _write(self, path: Path, data: bytes) -> None:
         part = path.with_suffix(path.suffix + ".part")

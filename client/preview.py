@@ -64,9 +64,11 @@ def preview(directory: TenantDirectory, card: FederationCard, tenant: TenantFile
         The preview.
 
     Raises:
-        DataError: The source cannot be read, or rows are wrong.
-        ConfigError: The base model is missing or another one.
-        PolicyRefusal: The card is beyond what the tenant allows, or the promise is weaker than the card allows.
+        DataError: The source cannot be read, or rows are wrong; see `read_examples`.
+        ConfigError: The base model is missing, another one, or its tokenizer fails at a text; or tenant.toml names a
+            column that is not there.
+        PolicyRefusal: The card asks for a protected column, the users' ids or the label, it is beyond what the tenant
+            allows otherwise, or the promise is weaker than the card allows.
         BudgetRefusal: The share does not fit into what is left of the life's budget.
     """
     until = tenant.policy.until

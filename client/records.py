@@ -1,19 +1,28 @@
-"""The tenant's records as the model takes them, read anew when the source has changed."""
+"""The tenant's records as the model takes them, read anew when the source has changed.
 
+While requests are answered nothing here fails because of one user's rows: see `fedprofile.client.sources` for wrong
+rows; a user at one of whose texts the tokenizer fails is left out in the same way. The tenant's log is told how many
+users and rows are left out, and never what stands in them.
+"""
+
+import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from fedprofile.client.sampling import TenantRecords, split_records
-from fedprofile.client.sources import read_examples
+from fedprofile.client.sources import read_examples, read_usable
 from fedprofile.common.card import FederationCard
-from fedprofile.common.interactions import EncodedRecords, Example, Tokenizer, encode
+from fedprofile.common.interactions import EncodedRecords, Example, TextError, Tokenizer, encode
 from fedprofile.common.tenant import FileSource, TenantFile
 
-Stamp = tuple[tuple[int, int, int], ...]
+_log = logging.getLogger(__name__)
+
+Stamp = tuple[bytes, ...]
 
 
 class ExampleSource:
-    """Reads and checks the source; files only where they have changed since, SQL each time.
+    """Reads the source; files only where their content has changed since, SQL each time.
 
     Args:
         tenant: Where the data lies.
@@ -27,15 +36,20 @@ class ExampleSource:
         self._waiting: list[Example] | None = None
 
     def validate(self) -> None:
-        """Read the source now, for the next `news`.
+        """Read the source strictly, for the next `news`; before anything is sent. A second call does nothing.
 
         Raises:
-            DataError: It cannot be read, or rows are wrong.
+            DataError: It cannot be read, or rows are wrong; see `read_examples`.
+            PolicyRefusal: The card asks for what it may not have.
+            ConfigError: The tenant file does not fit card or source.
         """
-        self._waiting = self.news()
+        if self._waiting is None:
+            stamp = self._look()
+            self._waiting = read_examples(self._tenant, self._card, self._folder)
+            self._stamp = stamp
 
     def news(self, again: bool = False) -> list[Example] | None:
-        """What the source holds.
+        """What can be used of the source now; what is wrong with a user's rows leaves out that user.
 
         Args:
             again: Also where nothing has changed.
@@ -44,30 +58,42 @@ class ExampleSource:
             The examples; None where they are those that were given before.
 
         Raises:
-            DataError: The source cannot be read, or rows are wrong.
+            DataError: The source as a whole cannot be read, or a column is missing.
         """
         stamp, waiting = self._look(), self._waiting
         self._waiting = None
-        if stamp is not None and stamp == self._stamp and (waiting is not None or not again):
+        if stamp == self._stamp and (waiting is not None or (stamp is not None and not again)):
             return waiting
         self._stamp = None
-        examples = read_examples(self._tenant, self._card, self._folder)
+        found = read_usable(self._tenant, self._card, self._folder)
         self._stamp = stamp
-        return examples
+        if found.rows_left_out:
+            _log.warning(
+                "%d users and %d rows are left out, because rows are wrong; `flower-client check` names them.",
+                found.users_left_out,
+                found.rows_left_out,
+            )
+        return found.examples
 
     def _look(self) -> Stamp | None:
-        """What tells that a file has changed; None where only reading tells."""
-        sources = [source for source in (self._tenant.source, self._tenant.events) if source is not None]
-        stamps = []
-        for source in sources:
+        """What tells that a file has changed; None where only reading tells.
+
+        The content's hash: a copy that keeps size and time of a file (`rsync --inplace --times`) would hide from
+        everything else that a user has been deleted. It is taken before the file is read, so that a change between
+        the two is seen the next time.
+        """
+        digests = []
+        for source in (self._tenant.source, self._tenant.events):
+            if source is None:
+                continue
             if not isinstance(source, FileSource):
                 return None
             try:
-                found = (self._folder / source.path).stat()
+                with (self._folder / source.path).open("rb") as file:
+                    digests.append(hashlib.file_digest(file, "sha256").digest())
             except OSError:
                 return None  # Reading says what is wrong.
-            stamps.append((found.st_ino, found.st_mtime_ns, found.st_size))
-        return tuple(stamps)
+        return tuple(digests)
 
 
 class RecordSource:
@@ -79,7 +105,7 @@ class RecordSource:
         tokenizer: Of the base model.
         evaluation_user: Which users are only evaluated; `Ledger.evaluation_user`.
         on_change: Called with all records each time that the source was read, before they are used: what is stored
-            of users who are gone is deleted there.
+            of users who are gone is deleted there. It must not fail because of a record.
     """
 
     def __init__(
@@ -99,17 +125,37 @@ class RecordSource:
         """What the source holds now.
 
         Returns:
-            The records, split by user.
+            The records, split by user; none where the source has none that can be used.
 
         Raises:
-            DataError: The source cannot be read, or rows are wrong; nothing of what was read before is used then.
+            DataError: The source as a whole cannot be read; nothing of what was read before is used then.
         """
         known, self._records = self._records, None
         examples = self._examples.news(again=known is None)
         if examples is not None:
-            records = encode(examples, self._card, self._tokenizer)
+            records = self._encoded(examples)
             self._on_change(records)
             known = split_records(records, self._evaluation_user)
         assert known is not None
         self._records = known
         return known
+
+    def _encoded(self, examples: list[Example]) -> EncodedRecords:
+        try:
+            return encode(examples, self._card, self._tokenizer)
+        except TextError:
+            pass
+        # Each user alone, so that who is left out depends on that user's texts only.
+        mine: dict[str, list[Example]] = {}
+        for example in examples:
+            mine.setdefault(example.user, []).append(example)
+        wrong = {user for user, those in mine.items() if not self._can_encode(those)}
+        _log.warning("%d users are left out, because the base model's tokenizer fails at their texts.", len(wrong))
+        return encode([example for example in examples if example.user not in wrong], self._card, self._tokenizer)
+
+    def _can_encode(self, examples: list[Example]) -> bool:
+        try:
+            encode(examples, self._card, self._tokenizer)
+        except TextError:
+            return False
+        return True

@@ -6,6 +6,8 @@ Training and evaluation users are disjoint by a keyed hash of the user's id, so 
 releases of one of the two kinds and the larger of their costs is the user's.
 """
 
+import hashlib
+import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -47,6 +49,23 @@ def take_records(records: EncodedRecords, places: NDArray[np.int64]) -> EncodedR
         labels=records.labels[places],
         groups=records.groups[places],
     )
+
+
+def is_evaluation_user(user: str, key: bytes, share: float) -> bool:
+    """Whether a user is only ever evaluated; independent of every other user.
+
+    Args:
+        user: The user's id, any string; stable for life, since another id is another user.
+        key: Of the population's ledger.
+        share: Fraction of users who are only evaluated.
+
+    Returns:
+        The same answer for the same id, key and share.
+    """
+    # Half a surrogate pair is no reason to fail: the failure would be about that one user.
+    name = user.encode("utf-8", "surrogatepass")
+    digest = hmac.digest(key, b"evaluation\0" + name, hashlib.sha256)
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def split_records(records: EncodedRecords, evaluation_user: Callable[[str], bool]) -> TenantRecords:

@@ -1,60 +1,62 @@
-"""Reading the tenant's data: files and SQL into examples, checked row by row before anything else happens.
+"""From the tenant's rows to examples, in one of two ways.
 
-Every bad row is named by line and column and never by value; nothing is dropped silently. The labelled rows come
-from `source`; a user's history is that user's rows of `events` (or of `source` itself) strictly before the label.
+Strict (`read_examples`: for `check`, `join`, `predict` and the start, where nothing is sent): every problem is named
+by line and column and never by value, nothing is dropped silently, and one problem refuses the source.
+
+Usable (`read_usable`: while requests are answered): whatever is wrong with a user's rows leaves out that user, a row
+whose user cannot be told is skipped, and an empty source is an empty sample.
+
+Why the second is private: whether a request is answered must not be a function of one user's data, for that answer
+costs nothing and carries no noise. Whether a user is left out is decided by that user's rows, the card and the tenant
+file alone: a row is judged by itself, the one comparison between rows (times with and without a zone) is between rows
+of one user, and a row that is skipped belongs to nobody. So a neighbouring data set, with one user more, gives the
+same examples of everyone else, and one user's more or not. What stays an error here is what concerns the source as a
+whole; `fedprofile.client.tables` lists it.
+
+The labelled rows come from `source`; a user's history is that user's rows of `events` (or of `source` itself) strictly
+before the label, the newest `max_events` of them. What a user's id and a time are, `fedprofile.client.cells` says.
 """
 
-import csv
-import json
-import math
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from fedprofile.client.cells import CellError, Moment, read_moment, read_number, read_text, read_user
+from fedprofile.client.tables import RawRow, read_rows
 from fedprofile.common.card import FederationCard, template_columns
 from fedprofile.common.errors import ConfigError, DataError, PolicyRefusal
-from fedprofile.common.interactions import Example, Row, Value
-from fedprofile.common.tenant import FileSource, Source, SqlSource, TenantFile
+from fedprofile.common.interactions import Example, Row
+from fedprofile.common.tenant import Columns, Source, TenantFile
 
 MAX_PROBLEMS = 1000
 
-Located = tuple[int, Mapping[str, Any]]
+_Event = tuple[datetime, Row]
+_Value = TypeVar("_Value")
 
 
-def read_rows(source: Source, folder: Path) -> Iterator[Located]:
-    """Read a source row by row.
+@dataclass(frozen=True)
+class Usable:
+    """What can be used of a source.
 
     Args:
-        source: A file or a query.
-        folder: What a relative path counts from.
-
-    Yields:
-        The row's line in the file (or number in the result, from 1) and its cells by column name.
-
-    Raises:
-        DataError: The source cannot be read; what is said of it holds no cell and no password.
+        examples: One for each labelled row of a user none of whose rows is wrong.
+        users_left_out: Users of whom some row is wrong.
+        rows_left_out: All rows of these users, and the rows whose user cannot be told.
     """
-    if isinstance(source, SqlSource):
-        yield from _read_sql(source)
-        return
-    path = folder / source.path
-    try:
-        if source.kind == "csv":
-            yield from _read_csv(path)
-        elif source.kind == "jsonl":
-            yield from _read_jsonl(path)
-        else:
-            yield from _read_parquet(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or type(error).__name__}).") from error
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text; save it as UTF-8.") from None
+
+    examples: list[Example] = field(repr=False)
+    users_left_out: int
+    rows_left_out: int
 
 
 def read_examples(tenant: TenantFile, card: FederationCard, folder: Path, labelled: bool = True) -> list[Example]:
-    """Read and check everything that a tenant trains on.
+    """Read and check everything that a tenant trains on, strictly.
 
     Args:
         tenant: Where the data lies and which column is what.
@@ -66,225 +68,240 @@ def read_examples(tenant: TenantFile, card: FederationCard, folder: Path, labell
         One example a labelled row, in the source's order.
 
     Raises:
-        DataError: A column is missing, or rows are wrong; every problem by line and column.
-        PolicyRefusal: The card asks for a protected column.
-        ConfigError: The card's template needs a time column that the tenant file does not name.
+        DataError: The source cannot be read, a column is missing, rows are wrong (every problem by line and column),
+            there is no row, or no event belongs to a user of the source.
+        PolicyRefusal: The card asks for a protected column, for the users' ids, or for the label itself.
+        ConfigError: The card's template needs a time column that the tenant file does not name, or the tenant file
+            protects a column that is not there.
     """
-    reader = _Reader(tenant, card, labelled)
-    rows = [reader.labelled_row(line, cells) for line, cells in reader.checked(tenant.source, folder, "source")]
-    events: dict[str, list[tuple[datetime, Row]]] = {}
-    if card.history.event:
-        located = reader.checked(tenant.events or tenant.source, folder, "events")
-        for user, time, row in (reader.event(line, cells) for line, cells in located):
-            events.setdefault(user, []).append((time, row))
-    reader.raise_problems()
-    for user_events in events.values():
-        user_events.sort(key=lambda event: event[0])
-    return [
-        Example(user, row, _before(events.get(user, []), time), label, group) for user, time, row, label, group in rows
-    ]
+    reader = _Reader(tenant, card, labelled=labelled, strict=True)
+    reader.read(folder)
+    reader.refuse()
+    return reader.examples()
 
 
-def _before(events: list[tuple[datetime, Row]], time: datetime) -> tuple[Row, ...]:
-    """The rows strictly before a time: what happened at that time may tell the label."""
-    return tuple(row for _, row in events[: bisect_left(events, time, key=lambda event: event[0])])
+def read_usable(tenant: TenantFile, card: FederationCard, folder: Path) -> Usable:
+    """Read what can be used while requests are answered.
+
+    Args:
+        tenant: Where the data lies and which column is what.
+        card: What the federation's templates and features need.
+        folder: What relative paths count from.
+
+    Returns:
+        The examples, in the source's order; possibly none.
+
+    Raises:
+        DataError: The source as a whole cannot be read, or a column is missing.
+        PolicyRefusal: As for `read_examples`; it depends on card and tenant file alone.
+        ConfigError: As for `read_examples`.
+    """
+    reader = _Reader(tenant, card, labelled=True, strict=False)
+    reader.read(folder)
+    return Usable(reader.examples(), len(reader.wrong), reader.rows_left_out())
 
 
 class _Reader:
-    """Checks rows against the card and collects what is wrong with them."""
+    """Makes examples of rows and keeps what is wrong with them, by user and, where it is to be said, by place."""
 
-    def __init__(self, tenant: TenantFile, card: FederationCard, labelled: bool) -> None:
-        self.columns, self.labelled = tenant.columns, labelled
-        self.numbers = card.history.numbers | {feature.name for feature in card.features.numeric}
-        self.record_columns = template_columns(card.history.record) | card.features.columns
-        self.event_columns = template_columns(card.history.event)
-        self.labels = {label: place for place, label in enumerate(card.task.labels)}
-        self.label_list = ", ".join(card.task.labels) if len(card.task.labels) <= 10 else f"{len(self.labels)} labels"
+    def __init__(self, tenant: TenantFile, card: FederationCard, *, labelled: bool, strict: bool) -> None:
+        self._tenant, self._columns, self._labelled, self._strict = tenant, tenant.columns, labelled, strict
+        self._numbers = card.history.numbers | {feature.name for feature in card.features.numeric}
+        self._record_columns = template_columns(card.history.record) | card.features.columns
+        self._event_columns = template_columns(card.history.event)
+        self._labels = {label: place for place, label in enumerate(card.task.labels)}
         group = card.task.group
-        self.groups = {value: place for place, value in enumerate(group.values)} if group else {}
-        self.has_events = bool(card.history.event)
-        self.separate_events = tenant.events is not None
-        self.problems: list[str] = []
-        if self.has_events and self.columns.time is None:
-            raise ConfigError("the card's history has events: give the time column as columns.time in tenant.toml.")
-        protected = {*self.columns.protected, *([self.columns.group] if self.columns.group else [])}
-        for name in sorted(self.record_columns | self.event_columns):
-            if self.source_name(name) in protected:
-                raise PolicyRefusal(
-                    f"the card asks for column '{name}', which tenant.toml marks as protected; "
-                    "leave the federation, or have the operator take it out of the card."
-                )
+        self._groups = {value: place for place, value in enumerate(group.values)} if group else {}
+        self._has_events, self._max_events = bool(card.history.event), card.history.max_events
+        _check_card(self._columns, self._record_columns, self._event_columns, self._has_events)
+        self.wrong: set[str] = set()
+        self._rows_of: Counter[str] = Counter()
+        self._skipped = 0
+        self._zoned: dict[str, bool] = {}
+        self._found: list[tuple[str, datetime, Row, int, int]] = []
+        self._events: dict[str, list[_Event]] = {}
+        self._there: set[str] = set()
+        # A dictionary, because a cell that serves record and event is looked at twice.
+        self._problems: dict[str, None] = {}
 
-    def source_name(self, name: str) -> str:
-        """The source's column for a name of the card."""
-        return self.columns.rename.get(name, name)
-
-    def checked(self, source: Source, folder: Path, part: str) -> Iterator[Located]:
-        """The source's rows, refused as a whole where a column is missing."""
-        plain = self.columns
-        if part == "source":
-            needed = {self.source_name(name) for name in self.record_columns} | {plain.user}
-            needed |= {plain.label} if self.labelled else set()
-            needed |= {plain.group} if plain.group and self.groups and self.labelled else set()
-            needed |= {plain.time} if plain.time and self.has_events else set()
-        else:
-            needed = {self.source_name(name) for name in self.event_columns} | {plain.user}
-            needed |= {self.event_time_column}
-        empty = True
-        for line, cells in read_rows(source, folder):
-            if empty and (missing := sorted(needed - set(cells))):
-                found = ", ".join(map(str, cells)) or "none"
-                raise DataError(f"{part}: column '{missing[0]}' is missing; the columns are: {found}.")
-            empty = False
-            yield line, cells
-            if len(self.problems) > MAX_PROBLEMS:
-                self.raise_problems()
-        if empty and part == "source":
+    def read(self, folder: Path) -> None:
+        """Read `source`, and `events` where it is another one; where it is not, each row is read once for both."""
+        events = self._tenant.events
+        shared = self._has_events and events is None
+        needed = {self._source_name(name) for name in self._record_columns} | {self._columns.user}
+        needed |= {self._columns.label} if self._labelled else set()
+        needed |= {self._columns.group} if self._columns.group and self._groups and self._labelled else set()
+        needed |= {self._columns.time} if self._columns.time and self._has_events else set()
+        for_events = {self._source_name(name) for name in self._event_columns}
+        for_events |= {self._columns.user, self._event_time}
+        for row, user in self._rows(self._tenant.source, folder, "source", needed | (for_events if shared else set())):
+            self._take_labelled(row, user)
+            if shared:
+                self._take_event(row, user, "")
+        if self._strict and not self._rows_of and not self._skipped:
             raise DataError("source: there is no row; check path or query in tenant.toml.")
+        if self._has_events and events is not None:
+            for row, user in self._rows(events, folder, "events", for_events):
+                self._take_event(row, user, "events, ")
+
+    def refuse(self) -> None:
+        """Refuse the source where anything is wrong with it."""
+        if self._problems:
+            problems = tuple(self._problems)
+            raise DataError(f"{len(problems)} problems in the data; mend them and run `check` again:", problems)
+        if not self._labelled:
+            return  # Rows to predict for may be of new users, and need only the card's columns.
+        if self._tenant.events is None or self._has_events:
+            _check_protected(self._columns, self._there)
+        users = {user for user, *_ in self._found}
+        if self._events and users.isdisjoint(self._events):
+            raise DataError(
+                "events: no event belongs to a user of the source; both must name a user by the same text (an event "
+                f"of '1.0' is not one of '1'). Mend column '{self._columns.user}' of one of the two."
+            )
+
+    def examples(self) -> list[Example]:
+        """The examples of users none of whose rows is wrong."""
+        for events in self._events.values():
+            events.sort(key=itemgetter(0))
+        return [
+            Example(user, row, self._before(self._events.get(user, []), time), label, group)
+            for user, time, row, label, group in self._found
+            if user not in self.wrong
+        ]
+
+    def rows_left_out(self) -> int:
+        """How many rows are not used."""
+        return self._skipped + sum(self._rows_of[user] for user in self.wrong)
 
     @property
-    def event_time_column(self) -> str:
+    def _event_time(self) -> str:
         """The time column of the rows that events come from."""
-        if self.separate_events and self.columns.event_time:
-            return self.columns.event_time
-        return self.columns.time or ""
+        if self._tenant.events is not None and self._columns.event_time:
+            return self._columns.event_time
+        return self._columns.time or ""
 
-    def labelled_row(self, line: int, cells: Mapping[str, Any]) -> tuple[str, datetime, Row, int, int]:
-        """User, time, row by card names, label and group of one labelled row."""
-        time = self._time(line, cells, self.columns.time) if self.has_events and self.columns.time else datetime.max
-        label = -1
-        if self.labelled:
-            label = self.labels.get(_text(cells.get(self.columns.label)) or "", -1)
-            if label < 0:
-                self._problem(line, self.columns.label, f"is not one of the card's labels ({self.label_list})")
-        group = len(self.groups)
-        if self.columns.group:
-            group = self.groups.get(_text(cells.get(self.columns.group)) or "", group)
-        return self._user(line, cells), time, self._row(line, cells, self.record_columns), label, group
+    def _source_name(self, name: str) -> str:
+        return self._columns.rename.get(name, name)
 
-    def event(self, line: int, cells: Mapping[str, Any]) -> tuple[str, datetime, Row]:
-        """User, time and row by card names of one event."""
-        time = self._time(line, cells, self.event_time_column)
-        return self._user(line, cells), time, self._row(line, cells, self.event_columns)
+    def _before(self, events: list[_Event], time: datetime) -> tuple[Row, ...]:
+        """The newest rows strictly before a time: what happened at that time may tell the label."""
+        end = bisect_left(events, time, key=itemgetter(0))
+        return tuple(row for _, row in events[max(0, end - self._max_events) : end])
 
-    def raise_problems(self) -> None:
-        """Refuse the source where anything is wrong with it."""
-        if self.problems:
-            problems = tuple(dict.fromkeys(self.problems))
-            raise DataError(f"{len(problems)} problems in the data; mend them and run `check` again:", problems)
-
-    def _problem(self, line: int, column: str, what: str) -> None:
-        self.problems.append(f"line {line}, column '{column}': {what}")
-
-    def _user(self, line: int, cells: Mapping[str, Any]) -> str:
-        user = _text(cells.get(self.columns.user))
-        if not user:
-            self._problem(line, self.columns.user, "is empty; every row needs its user")
-        return user or ""
-
-    def _time(self, line: int, cells: Mapping[str, Any], column: str) -> datetime:
-        value = cells.get(column)
-        if isinstance(value, datetime):
-            return value if value.tzinfo else value.replace(tzinfo=UTC)
-        try:
-            time = datetime.fromisoformat(_text(value) or "")
-        except ValueError:
-            self._problem(line, column, "is not an ISO 8601 date or time, such as 2026-03-31 or 2026-03-31T12:30:00")
-            return datetime.max.replace(tzinfo=UTC)
-        return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-    def _row(self, line: int, cells: Mapping[str, Any], names: frozenset[str]) -> Row:
-        return {name: self._value(line, name, cells.get(self.source_name(name))) for name in names}
-
-    def _value(self, line: int, name: str, cell: Any) -> Value:
-        text = _text(cell)
-        if not text:
-            return None
-        if name not in self.numbers:
-            return text
-        try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            self._problem(line, self.source_name(name), "is not a finite number")
-            return None
-        return number
-
-
-def _text(cell: Any) -> str | None:
-    """A cell as text; None for nothing and for a float that is not a number, which is how files spell nothing."""
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return None
-    if isinstance(cell, bool):
-        return "true" if cell else "false"
-    return str(cell).strip()
-
-
-def _read_csv(path: Path) -> Iterator[Located]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restkey="\0", restval=None, strict=True)
-        try:
-            for row in reader:
-                if "\0" in row or None in row.values():
-                    raise DataError(f"{path}: line {reader.line_num} has more or fewer cells than the header.")
-                yield reader.line_num, row
-        except csv.Error:
-            raise DataError(f"{path}: line {reader.line_num} is not valid CSV.") from None
-
-
-def _read_jsonl(path: Path) -> Iterator[Located]:
-    with path.open(encoding="utf-8-sig") as file:
-        for line, text in enumerate(file, start=1):
-            if not text.strip():
+    def _rows(self, source: Source, folder: Path, part: str, needed: set[str]) -> Iterator[tuple[RawRow, str]]:
+        """A source's rows with their users."""
+        place = "" if part == "source" else f"{part}, "
+        named: set[str] = set()
+        for row in read_rows(source, folder, partial(self._check_columns, part, needed)):
+            named.update(row.cells)
+            if row.fault is not None:
+                self._problem(None, f"{place}line {row.line}: {row.fault}")
                 continue
-            try:
-                row = json.loads(text)
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}: line {line} is not a JSON object.")
-            yield line, row
+            user = self._read(row, None, self._columns.user, place, read_user)
+            if user is not None:
+                self._rows_of[user] += 1
+                yield row, user
+        # Of JSON Lines only the strict way may ask whether a column is there, since only rows can tell.
+        if self._strict and named and source.kind == "jsonl":
+            self._check_columns(part, needed, tuple(named))
+
+    def _check_columns(self, part: str, needed: set[str], columns: Sequence[str]) -> None:
+        """Refuse a source without a column that is needed, by names that are expected: others may be cells."""
+        self._there.update(columns)
+        if missing := sorted(needed - set(columns)):
+            names = ", ".join(f"'{name}'" for name in missing)
+            which = f"columns {names} are" if len(missing) > 1 else f"column {names} is"
+            raise DataError(
+                f"{part}: {which} missing among its {len(columns)} columns; give a CSV file a header line, or mend "
+                "[columns] in tenant.toml."
+            )
+        if twice := sorted(name for name in needed if columns.count(name) > 1):
+            raise DataError(f"{part}: column '{twice[0]}' is there twice; rename one of them.")
+
+    def _take_labelled(self, row: RawRow, user: str) -> None:
+        time: Moment | None = Moment(datetime.max.replace(tzinfo=UTC), False)
+        if self._has_events and self._columns.time:
+            time = self._read_time(row, user, self._columns.time, "", day_ends=False)
+        label, group = -1, len(self._groups)
+        if self._labelled:
+            label = self._labels.get(self._read(row, user, self._columns.label, "", read_text) or "", -1)
+            if label < 0:
+                known = ", ".join(self._labels) if len(self._labels) <= 10 else f"{len(self._labels)} labels"
+                what = f"is not one of the card's labels ({known})"
+                self._problem(user, f"line {row.line}, column '{self._columns.label}': {what}")
+        if self._columns.group:
+            group = self._groups.get(self._read(row, user, self._columns.group, "", read_text) or "", group)
+        values = self._values(row, user, self._record_columns, "")
+        if time is not None:
+            self._found.append((user, time.at, values, label, group))
+
+    def _take_event(self, row: RawRow, user: str, place: str) -> None:
+        time = self._read_time(row, user, self._event_time, place, day_ends=True)
+        values = self._values(row, user, self._event_columns, place)
+        if time is not None:
+            self._events.setdefault(user, []).append((time.at, values))
+
+    def _values(self, row: RawRow, user: str, names: Collection[str], place: str) -> Row:
+        values: dict[str, str | float | None] = {}
+        for name in names:
+            column = self._source_name(name)
+            if name in self._numbers:
+                values[name] = self._read(row, user, column, place, read_number)
+            else:
+                values[name] = self._read(row, user, column, place, read_text) or None
+        return values
+
+    def _read_time(self, row: RawRow, user: str, column: str, place: str, *, day_ends: bool) -> Moment | None:
+        time = self._read(row, user, column, place, partial(read_moment, day_ends=day_ends))
+        if time is not None and self._zoned.setdefault(user, time.zoned) != time.zoned:
+            what = "has a time zone where another time of this user has none, or the other way round"
+            self._problem(user, f"{place}line {row.line}, column '{column}': {what}; give all of them one, or none")
+        return time
+
+    def _read(
+        self, row: RawRow, user: str | None, column: str, place: str, read: Callable[[Any], _Value | None]
+    ) -> _Value | None:
+        try:
+            return read(row.cells.get(column))
+        except CellError as error:
+            self._problem(user, f"{place}line {row.line}, column '{column}': {error}")
+            return None
+
+    def _problem(self, user: str | None, what: str) -> None:
+        if user is None:
+            self._skipped += 1
+        else:
+            self.wrong.add(user)
+        if self._strict:
+            self._problems[what] = None
+            if len(self._problems) > MAX_PROBLEMS:
+                self.refuse()
 
 
-def _read_parquet(path: Path) -> Iterator[Located]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            line = 0
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    line += 1
-                    yield line, row
-    except pyarrow.ArrowException:
-        raise DataError(f"{path}: is not a readable Parquet file.") from None
-
-
-def _read_sql(source: SqlSource) -> Iterator[Located]:
-    import sqlalchemy
-
-    try:
-        engine = sqlalchemy.create_engine(source.url.get_secret_value())
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        raise DataError(
-            f"source.url is not a usable SQLAlchemy URL ({type(error).__name__}); check it and its driver."
-        ) from None
-    try:
-        with engine.connect() as connection:
-            if engine.dialect.name == "postgresql":
-                connection = connection.execution_options(postgresql_readonly=True)
-            elif engine.dialect.name == "sqlite":
-                connection.exec_driver_sql("PRAGMA query_only = ON")
-            result = connection.execution_options(yield_per=1000).execute(sqlalchemy.text(source.query))
-            for line, row in enumerate(result.mappings(), start=1):
-                yield line, dict(row)
-    except sqlalchemy.exc.SQLAlchemyError as error:
-        # The driver's text may hold cells of the statement's result or the password.
-        raise DataError(f"source.query failed in the database ({type(error).__name__}); try it there.") from None
-    finally:
-        engine.dispose()
+def _check_card(
+    columns: Columns, record_columns: Collection[str], event_columns: Collection[str], has_events: bool
+) -> None:
+    """Refuse a card that asks for what no text and no feature may hold."""
+    if has_events and columns.time is None:
+        raise ConfigError("the card's history has events: give the time column as columns.time in tenant.toml.")
+    protected = {*columns.protected, *([columns.group] if columns.group else [])}
+    leave = "leave the federation, or have the operator take it out of the card."
+    for name in sorted({*record_columns, *event_columns}):
+        source_name = columns.rename.get(name, name)
+        if source_name in protected:
+            raise PolicyRefusal(f"the card asks for column '{name}', which tenant.toml marks as protected; {leave}")
+        if source_name == columns.user:
+            raise PolicyRefusal(f"the card asks for column '{name}', which holds the users' ids; {leave}")
+        # An earlier row's label is history; the row's own is what is to be predicted.
+        if source_name == columns.label and name in record_columns:
+            raise PolicyRefusal(f"the card asks for column '{name}', which is the label to be predicted; {leave}")
 
 
-__all__ = ["FileSource", "read_examples", "read_rows"]
+def _check_protected(columns: Columns, there: Collection[str]) -> None:
+    """Refuse a protected name that is no column: whoever mistypes it believes in a protection that is not there."""
+    if unknown := sorted(set(columns.protected) - set(there)):
+        raise ConfigError(
+            f"columns.protected names '{unknown[0]}', which is no column of the data; give the columns' own names, "
+            "letter for letter."
+        )

@@ -273,9 +273,11 @@ class AdapterSpec(Frozen):
     train: Literal["AB", "B"] = "AB"
     dtype: Literal["float32"] = "float32"
     pooling: Literal["mean", "last"] = "mean"
-    text_scale: float = Field(default=1.0, gt=0)
+    text_scale: float = Field(default=1.0, gt=0, le=100)
     """Constant factor on the pooled text before the head. The head's gradient grows with it and shares the clip
-    norm with LoRA's, so it decides how much of the clipped update each of the two gets."""
+    norm with LoRA's, so it decides how much of the clipped update each of the two gets. It is bounded because whoever
+    writes the card is not trusted: beside a large factor the bound on an adapter's values would mean nothing, and
+    rounding errors of the text would become logits."""
 
 
 class TrainingSpec(Frozen):

@@ -19,6 +19,13 @@ Value = str | float | None
 Row = Mapping[str, Value]
 
 
+class TextError(ConfigError):
+    """The tokenizer fails at a text. The message is constant: whose text it is, and what stands there, is private."""
+
+    def __init__(self) -> None:
+        super().__init__("the base model's tokenizer fails at a text of the data; use another base model.")
+
+
 class Tokenizer(Protocol):
     """The part of a Hugging Face tokenizer that is used here."""
 
@@ -143,6 +150,10 @@ def encode(examples: Sequence[Example], card: FederationCard, tokenizer: Tokeniz
 
     Returns:
         The records, in the order of `examples`.
+
+    Raises:
+        TextError: The tokenizer fails at a text.
+        ConfigError: The tokenizer cannot be used at all.
     """
     users = tuple(dict.fromkeys(example.user for example in examples))
     place = {user: number for number, user in enumerate(users)}
@@ -165,20 +176,29 @@ def _tokens(examples: Sequence[Example], card: FederationCard, tokenizer: Tokeni
         if history.record:
             texts.append(render(history.record, example.row))
         pieces.append([text + history.separator for text in texts[:-1]] + texts[-1:])
-    flat = [text for texts in pieces for text in texts]
-    ids = tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else []
+    ids = _token_ids({text for texts in pieces for text in texts}, tokenizer)
     before, after = _special_tokens(tokenizer)
     room = history.max_tokens - len(before) - len(after)
     tokens: list[NDArray[np.int32]] = []
-    start = 0
     for texts in pieces:
-        parts = ids[start : start + len(texts)]
-        start += len(texts)
+        parts = [ids[text] for text in texts]
         while len(parts) > 1 and sum(map(len, parts)) > room:
             parts = parts[1:]
         kept = [token for part in parts for token in part][-room:]
         tokens.append(np.array([*before, *kept, *after], dtype=np.int32))
     return tokens
+
+
+def _token_ids(texts: set[str], tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """Token ids by text: an event that is in many records' histories is cut into tokens once."""
+    ordered = sorted(texts)
+    if not ordered:
+        return {}
+    try:
+        return dict(zip(ordered, tokenizer(ordered, add_special_tokens=False)["input_ids"], strict=True))
+    except Exception:
+        # Such as a vocabulary without a token for unknown words. What is raised may quote the text.
+        raise TextError from None
 
 
 def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -2,6 +2,10 @@
 
 A base is pinned by content: SHA-256 of its weights, its config and its tokenizer files. Only safetensors weights are
 read and no code that comes with a model is run.
+
+Who pins a base is not trusted with the data. A base that works for all words but one (an embedding that is not a
+number, a token beyond the embeddings) would make a tenant's client fail exactly where someone's history holds that
+word, so such a base is refused when it is loaded, by whoever loads it.
 """
 
 import hashlib
@@ -10,6 +14,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -124,7 +129,8 @@ def load_base(files: BaseModelFiles, device: str = "cpu") -> tuple[PreTrainedMod
         the tokenizer.
 
     Raises:
-        ConfigError: transformers cannot load it.
+        ConfigError: transformers cannot load it, a weight is not finite, or the tokenizer has more tokens than the
+            model has embeddings.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
@@ -134,8 +140,27 @@ def load_base(files: BaseModelFiles, device: str = "cpu") -> tuple[PreTrainedMod
             model = _load_model(files.folder, "eager")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{files.folder}: transformers cannot load this base model ({error}).") from error
+    _check_weights(files.folder, model)
+    _check_vocabulary(files.folder, model, tokenizer)
     model.requires_grad_(False)
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def _check_weights(folder: Path, model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ConfigError(f"{folder}: parameter '{name}' holds values that are not finite; use another base model.")
+
+
+def _check_vocabulary(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    table: Any = model.get_input_embeddings()
+    embeddings = int(table.weight.shape[0])
+    if largest >= embeddings:
+        raise ConfigError(
+            f"{folder}: the tokenizer gives token ids up to {largest}, the model has embeddings for {embeddings}; "
+            "use another base model."
+        )
 
 
 def _load_model(folder: Path, attention: str) -> PreTrainedModel:

@@ -3,6 +3,11 @@
 It is personal data. A tenant's cache lies in a private folder; its keys are HMACs of the token ids under a secret of
 the tenant, so that nobody without the secret can ask whether a history is in it; what the current source does not
 refer to is deleted by `prune` at every load. Numbers are stored in 16 bits (pooled vectors in 32).
+
+A record at which the frozen part gives a value that is not finite, or that the number format cannot hold, is kept as
+nothing but not-a-numbers. It disturbs no other record, and every output for it is not a number either, which training
+counts as zero and evaluation as the lowest bin. Whether it is there must not decide whether a request is answered: so
+nothing fails because of it but `check_finite`, which is for the start, before anything is sent.
 """
 
 import hashlib
@@ -16,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedprofile.common.modeling.hollow import ActivationError
+from fedprofile.common.errors import FedprofileError
 from fedprofile.common.modeling.prefix_store import FileStore, MemoryStore, Rows, Store
 
 NumberFormat = Literal["float16", "bfloat16", "float32"]
@@ -31,6 +36,13 @@ _FORMATS: dict[NumberFormat, tuple[torch.dtype, np.dtype[np.signedinteger]]] = {
 }
 
 Tokens = Sequence[NDArray[np.int32]]
+
+
+class ActivationError(FedprofileError):
+    """The frozen layers gave values that are not finite. The text is constant: which record did it is private."""
+
+    def __init__(self) -> None:
+        super().__init__("the base model's activations are not finite in the cache's number format; use another one.")
 
 
 class PrefixSource(Protocol):
@@ -104,10 +116,8 @@ class PrefixCache:
             length: Of the padded batch.
 
         Returns:
-            float32 on the CPU: [n, length, hidden] with zeros behind each record, or [n, hidden] of pooled vectors.
-
-        Raises:
-            ActivationError: A value is not finite.
+            float32 on the CPU: [n, length, hidden] with zeros behind each record, or [n, hidden] of pooled vectors;
+            not-a-numbers for a record whose activations are not finite.
         """
         keys = [self._key_of(record) for record in tokens]
         self._fill(keys, tokens, None)
@@ -127,11 +137,36 @@ class PrefixCache:
         Args:
             tokens: Token ids of each record.
             progress: Called with the number of records computed since its last call.
-
-        Raises:
-            ActivationError: A value is not finite; what was computed before stays.
         """
         self._fill([self._key_of(record) for record in tokens], tokens, progress)
+
+    def broken(self, tokens: Tokens) -> NDArray[np.bool_]:
+        """Of which records the activations are not finite; what is missing is computed and kept.
+
+        Args:
+            tokens: Token ids of each record.
+
+        Returns:
+            [n].
+        """
+        keys = [self._key_of(record) for record in tokens]
+        self._fill(keys, tokens, None)
+        starts = np.array([self._store.index[key][0] for key in keys], dtype=np.int64)
+        # One number tells: such a record is stored as nothing else.
+        first = torch.from_numpy(self._store.rows[starts, 0]).view(self._dtype)
+        return np.asarray(first.isnan())
+
+    def check_finite(self, tokens: Tokens) -> None:
+        """Refuse records whose activations are not finite.
+
+        Args:
+            tokens: Token ids of each record.
+
+        Raises:
+            ActivationError: There is one.
+        """
+        if self.broken(tokens).any():
+            raise ActivationError
 
     def prune(self, tokens: Tokens) -> int:
         """Delete every record that is not among these.
@@ -163,7 +198,7 @@ class PrefixCache:
     def _packed(self, activations: torch.Tensor) -> Rows:
         numbers = activations.to(self._dtype).contiguous()
         if not bool(torch.isfinite(numbers).all()):
-            raise ActivationError
+            numbers = torch.full_like(numbers, torch.nan)
         raw: Rows = numbers.view(torch.int32 if self._stored.itemsize == 4 else torch.int16).numpy()
         return raw
 

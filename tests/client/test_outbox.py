@@ -1,4 +1,4 @@
-"""The same question gets the same bytes; unsent replies over people who left are deleted."""
+"""The same question gets the same bytes, in any process, and a reply that is not whole is none."""
 
 from pathlib import Path
 
@@ -7,8 +7,6 @@ import pytest
 
 from fedprofile.client.outbox import Outbox, question_key
 from fedprofile.common.messages import Arrays, Kind, LedgerMark, Reply, Request
-
-ALICE, BOB = b"a" * 16, b"b" * 16
 
 
 def _arrays(seed: int = 0) -> Arrays:
@@ -38,7 +36,7 @@ def _same(first: Reply | None, second: Reply) -> bool:
 
 def test_a_reply_comes_back_as_it_was_put_in_any_process(tmp_path: Path) -> None:
     key = question_key(_request())
-    Outbox(tmp_path / "outbox").put(key, _reply(), [ALICE])
+    Outbox(tmp_path / "outbox").put(key, _reply())
     assert _same(Outbox(tmp_path / "outbox").get(key), _reply())
     assert Outbox(tmp_path / "outbox").get("0" * 64) is None
 
@@ -63,39 +61,15 @@ def test_the_key_is_what_was_asked_and_nothing_else() -> None:
 
 def test_files_are_for_the_owner_alone(tmp_path: Path) -> None:
     folder = tmp_path / "outbox"
-    Outbox(folder).put("k" * 64, _reply(), [ALICE])
+    Outbox(folder).put("k" * 64, _reply())
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
-
-
-def test_unsent_replies_over_someone_who_left_are_deleted(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path)
-    outbox.put("1" * 64, _reply(), [ALICE, BOB])
-    outbox.put("2" * 64, _reply(), [BOB])
-    outbox.put("3" * 64, _reply(), [])
-    assert outbox.forget_gone(frozenset({ALICE, BOB})) == 0
-    assert outbox.forget_gone(frozenset({BOB})) == 1
-    assert outbox.get("1" * 64) is None
-    assert outbox.get("2" * 64) is not None and outbox.get("3" * 64) is not None
-    assert {path.name[0] for path in tmp_path.iterdir()} == {"2", "3"}
-
-
-def test_what_was_sent_stays_and_its_list_of_users_goes(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path)
-    key = "1" * 64
-    outbox.put(key, _reply(), [ALICE])
-    assert not outbox.is_sent(key)
-    outbox.mark_sent(key)
-    assert outbox.is_sent(key)
-    assert outbox.forget_gone(frozenset()) == 0
-    assert _same(outbox.get(key), _reply())
-    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 
 
 @pytest.mark.parametrize("content", [b"", b"broken", b"\xff" * 200])
 def test_a_torn_file_counts_as_no_reply(tmp_path: Path, content: bytes) -> None:
     outbox = Outbox(tmp_path)
-    outbox.put("1" * 64, _reply(), [])
+    outbox.put("1" * 64, _reply())
     (tmp_path / f"{'1' * 64}.safetensors").write_bytes(content)
     assert outbox.get("1" * 64) is None
 

@@ -76,10 +76,22 @@ def test_a_file_is_read_again_only_when_it_changed(reading: Reading, tmp_path: P
     second = reading.records()
     assert second.training.users == ("c",)
     assert len(reading.seen) == 2
-    # The same size within the same clock tick is told by nothing but a new file or time; a touch is enough.
     os.utime(tmp_path / "rows.csv", (1, 1))
+    assert reading.records() is second
+    assert len(reading.seen) == 2
+
+
+def test_a_user_deleted_in_place_is_gone_though_size_and_time_are_kept(reading: Reading, tmp_path: Path) -> None:
+    """As `rsync --inplace --times` does: only the content tells."""
+    path = tmp_path / "rows.csv"
     reading.records()
-    assert len(reading.seen) == 3
+    before = path.stat()
+    with path.open("r+") as file:
+        file.write(path.read_text().replace("\na,", "\nc,"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+    assert reading.records().training.users == ("c",)
 
 
 def test_what_was_validated_is_given_once(reading: Reading) -> None:
@@ -90,12 +102,50 @@ def test_what_was_validated_is_given_once(reading: Reading) -> None:
     assert reading.examples.news(again=True) == given
 
 
+def test_what_is_wrong_is_refused_before_the_start_and_leaves_out_its_user_afterwards(
+    reading: Reading, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = (tmp_path / "rows.csv").read_text()
+    (tmp_path / "rows.csv").write_text(good + "a,w4,913.55 EUR,phone,no\n,w4,1,phone,no\n")
+    for _ in range(2):
+        with pytest.raises(DataError, match="line 5, column 'visits'"):
+            reading.examples.validate()
+    found = reading.records()
+    assert (found.training.users, found.evaluation.users) == ((), ("b",))
+    [told] = [record.getMessage() for record in caplog.records]
+    assert "1 users and 4 rows are left out" in told and "913" not in told
+    (tmp_path / "rows.csv").write_text(good)
+    reading.examples.validate()
+    assert reading.records().training.users == ("a",)
+    assert len(caplog.records) == 1
+
+
+def test_a_text_at_which_the_tokenizer_fails_leaves_out_its_user(
+    reading: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A base model's tokenizer without a token for unknown words fails at one user's word."""
+    tokenizer = reading.records._tokenizer
+
+    class Picky:
+        def __call__(self, text: list[str], /, *, add_special_tokens: bool) -> Mapping[str, list[list[int]]]:
+            if "in w3" in text:
+                raise ValueError("no token for w3")
+            return tokenizer(text, add_special_tokens=add_special_tokens)
+
+    reading.records._tokenizer = Picky()
+    found = reading.records()
+    assert (found.training.users, found.evaluation.users) == ((), ("b",))
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 users are left out, because the base model's tokenizer fails at their texts."
+    ]
+
+
 def test_a_source_that_broke_is_not_answered_from_memory(reading: Reading, tmp_path: Path) -> None:
     reading.records()
     good = (tmp_path / "rows.csv").read_text()
-    (tmp_path / "rows.csv").write_text(HEADER + "a,w1,1,phone,perhaps\n")
+    (tmp_path / "rows.csv").write_text("who,month\na,w1\n")
     for _ in range(2):
-        with pytest.raises(DataError, match="line 2"):
+        with pytest.raises(DataError, match="are missing"):
             reading.records()
     (tmp_path / "rows.csv").write_text(good)
     assert len(reading.records().training) == 2

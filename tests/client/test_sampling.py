@@ -3,7 +3,7 @@
 import numpy as np
 
 from fedprofile.client.randomness import SecureRandomness
-from fedprofile.client.sampling import choose_records, sample_users, split_records
+from fedprofile.client.sampling import choose_records, is_evaluation_user, sample_users, split_records
 from fedprofile.common.interactions import EncodedRecords
 
 
@@ -64,3 +64,12 @@ def test_the_split_is_by_user_and_leaves_unlabelled_records_out() -> None:
     assert split.evaluation.users == ("u1",) and split.evaluation.labels.tolist() == [1, 0]
     assert split.training.users == ("u0", "u2") and split.training.user.tolist() == [0, 1]
     assert [token.tolist() for token in split.training.tokens] == [[0], [3]]
+
+
+def test_the_split_is_defined_for_every_id() -> None:
+    """A failure would be about one user, and there is none."""
+    for user in ("ann", "", "\ud800", "\x00", "Jos\u00e9"):
+        assert is_evaluation_user(user, b"k" * 32, 1.0)
+        assert not is_evaluation_user(user, b"k" * 32, 0.0)
+    chosen = sum(is_evaluation_user(f"user-{number}", b"k" * 32, 0.2) for number in range(2000))
+    assert abs(chosen / 2000 - 0.2) < 5 * np.sqrt(0.16 / 2000)

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from fedprofile.common.card import FederationCard
-from fedprofile.common.interactions import Example, encode, render
+from fedprofile.common.interactions import Example, TextError, encode, render
 
 CardData = Callable[..., dict[str, Any]]
 
@@ -78,3 +78,31 @@ def test_records_do_not_show_themselves(card_data: CardData, tokenizer: Any) -> 
     example = _example("secret-user", ["w2"], month="secret-month")
     shown = repr(encode([example], card, tokenizer)) + repr(Example("u", {"month": "secret-month"}))
     assert "secret" not in shown
+
+
+def test_a_text_at_which_the_tokenizer_fails_is_not_quoted(card_data: CardData) -> None:
+    class Failing:
+        def __call__(self, text: list[str], /, *, add_special_tokens: bool) -> Any:
+            raise ValueError(f"no token for {text}")
+
+    card = FederationCard.model_validate(card_data())
+    with pytest.raises(TextError) as caught:
+        encode([_example("u", ["secret"])], card, Failing())
+    assert "secret" not in str(caught.value) and caught.value.__suppress_context__
+    assert str(TextError()) == str(caught.value)
+
+
+def test_an_event_in_many_histories_is_cut_into_tokens_once(card_data: CardData, tokenizer: Any) -> None:
+    seen: list[str] = []
+
+    class Counting:
+        def __call__(self, text: list[str], /, *, add_special_tokens: bool) -> Any:
+            seen.extend(text)
+            return tokenizer(text, add_special_tokens=add_special_tokens)
+
+    card = FederationCard.model_validate(card_data())
+    examples = [_example("u", [f"w{number}" for number in range(length)]) for length in range(8)]
+    found = encode(examples, card, Counting())
+    assert sum(text.startswith("viewed") for text in seen) == 7
+    for example, tokens in zip(examples, found.tokens, strict=True):
+        assert tokens.tolist() == encode([example], card, tokenizer).tokens[0].tolist()

@@ -146,6 +146,26 @@ def test_pickled_weights_are_not_loaded(tiny_base: Path, copy_of_base: Path) -> 
         load_base(files)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused_by_name(value: float, copy_of_base: Path) -> None:
+    """The embedding of one word: a client would fail exactly where someone's history holds it."""
+    weights = load_file(copy_of_base / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][63] = value
+    save_file(weights, copy_of_base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"parameter 'embeddings\.word_embeddings\.weight' holds values that are not"):
+        load_base(BaseModelFiles(copy_of_base, hash_base(copy_of_base, "example/tiny")))
+
+
+def test_a_token_without_an_embedding_is_refused(copy_of_base: Path) -> None:
+    """One word whose id is beyond the table: the same hole by the tokenizer."""
+    path = copy_of_base / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["rare"] = 5000
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="token ids up to 5000, the model has embeddings for 76"):
+        load_base(BaseModelFiles(copy_of_base, hash_base(copy_of_base, "example/tiny")))
+
+
 @pytest.mark.base
 def test_the_embedded_package_holds_the_genuine_weights() -> None:
     folder = embedded_folder()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedprofile.common.interactions import EncodedRecords
-from fedprofile.common.modeling.prefix_cache import NumberFormat, PrefixCache
+from fedprofile.common.modeling.prefix_cache import ActivationError, NumberFormat, PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
 
 SECRET = b"a secret of this tenant, 32 bytes"
@@ -193,6 +193,49 @@ def test_rows_that_no_index_names_are_overwritten(tmp_path: Path) -> None:
     cache = PrefixCache(Counting(), folder=tmp_path, secret=SECRET)
     np.testing.assert_array_equal(cache.get(tokens, 8).numpy(), _expected(tokens, 8))
     assert rows.stat().st_size == 8 * 3 * 2
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("number_format", ["float16", "bfloat16", "float32"])
+def test_a_record_that_is_not_finite_is_held_and_disturbs_no_other(
+    number_format: NumberFormat, private: bool, pooled: bool, tmp_path: Path
+) -> None:
+    class Broken(Counting):
+        def prefix(self, tokens: Tokens) -> list[torch.Tensor]:
+            found = super().prefix(tokens)
+            for record, activations in zip(tokens, found, strict=True):
+                if record[0] == 7:
+                    activations[-1, 1] = torch.inf
+            return found
+
+    source = Broken(pooled=pooled)
+    place = {"folder": tmp_path / "cache", "secret": SECRET} if private else {}
+    cache = PrefixCache(source, number_format=number_format, **place)  # type: ignore[arg-type]
+    tokens = [np.array(ids, np.int32) for ids in ([1, 2], [7, 8, 9], [3])]
+    cache.fill(tokens)
+    assert cache.broken(tokens).tolist() == [False, True, False] and cache.broken([]).shape == (0,)
+    found = cache.get(tokens, 8).numpy()
+    expected = _expected(tokens, 8)[:, 0] if pooled else _expected(tokens, 8)
+    np.testing.assert_array_equal(found[[0, 2]], expected[[0, 2]])
+    assert np.isnan(found[1] if pooled else found[1, :3]).all()
+    cache.check_finite([tokens[0], tokens[2]])
+    texts = set()
+    for some in (tokens, tokens[1:2], [np.array([7], np.int32)]):
+        with pytest.raises(ActivationError) as raised:
+            cache.check_finite(some)
+        texts.add(str(raised.value))
+    assert len(texts) == 1
+    # It is computed once, like any other, and goes like any other.
+    assert source.computed == 4
+    assert cache.prune([tokens[0]]) == 3
+
+
+def test_values_beyond_the_number_format_are_not_finite() -> None:
+    tokens = [np.array([5, 6], np.int32), np.array([1], np.int32)]
+    source = Counting(factor=2e4)
+    assert PrefixCache(source).broken(tokens).tolist() == [True, False]
+    assert not PrefixCache(source, number_format="bfloat16").broken(tokens).any()
 
 
 @pytest.mark.parametrize("secret", [None, b"too short"])
