@@ -5,6 +5,11 @@ over ALL of the user's sampled records, over however many physical chunks, is cl
 one user count 2 C). Gaussian noise of standard deviation sigma * C goes on that sum, also when nobody was sampled.
 Everything after it, the division by the float q * declared_users included, is post-processing.
 
+A user's mean has the same bits whoever else is sampled: per-sample gradients have (see
+`fedprofile.common.modeling.invariance`), and they are added record by record, in the user's own order. From there on
+only float64 roundings, of norms and of the sum, depend on the group; nothing amplifies them, and `check_grid` leaves
+room for them.
+
 Guarantees, each with a test:
     - equals a loop over users, whatever the chunks;
     - a user whose mean is not finite contributes zero and still counts as sampled; 1e30 is clipped like any other;
@@ -93,7 +98,8 @@ class UserDPOptimizer(DPOptimizer):  # type: ignore[misc]
         for parameter, sums in zip(self._trainables, self._sums, strict=True):
             _check_processed_flag(parameter.grad_sample)
             gradients = self._get_flat_grad_sample(parameter)
-            # Adding rows, never a matrix product over users: 0 * inf there would make every user's sum nan.
+            # Adding rows one after the other, never a matrix product over users: that would sum in an order that
+            # depends on everyone, and 0 * inf would make every user's sum nan.
             sums.index_add_(0, users, gradients.reshape(len(users), -1).to(torch.float32))
             parameter.grad_sample = None
             parameter.grad = None

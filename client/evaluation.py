@@ -1,9 +1,10 @@
 """One noised table over the evaluation users.
 
-Why it is private: each user has total weight 1, split evenly over at most m records, so a table has sensitivity 1
-whatever scores the adapter gives (ten records of one user in one cell would turn a claimed epsilon of 1 into 14.4).
-A score that is not a number falls into the lowest bin, or counts as the first label: it changes a cell, never the
-weight. Nothing is skipped because of data; a tenant without evaluation users releases noise.
+Why it is private: each user has total weight 1, split evenly over at most m records, and a score is a function of its
+record alone, down to the last bit (see `Predict`). So a table has sensitivity 1 whatever scores the adapter gives (ten
+records of one user in one cell would turn a claimed epsilon of 1 into 14.4). A score that is not a number falls into
+the lowest bin, or counts as the first label: it changes a cell, never the weight. Nothing is skipped because of data;
+a tenant without evaluation users releases noise.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import TABLE, Arrays
 
 Predict = Callable[[Arrays, EncodedRecords], NDArray[np.floating]]
-"""From an adapter and records to probabilities [n, labels]."""
+"""From an adapter and records to probabilities [n, labels], each row of which has the same bits whichever other records
+there are: a hostile adapter can put every score on the edge of a bin. `ProfileModel.predict` is such a function."""
 
 
 def evaluation_table(

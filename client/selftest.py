@@ -13,15 +13,12 @@ import torch
 from opacus.grad_sample.utils import prepare_module
 from torch import nn
 
-from fedprofile.common.errors import FedprofileError
+from fedprofile.common.modeling.head import summed_loss
+from fedprofile.common.modeling.invariance import SelfTestError
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
 
 RECORDS = 6
-
-
-class SelfTestError(FedprofileError):
-    """The installed libraries do not train this model; nothing has been spent."""
 
 
 def check_gradients(model: ProfileModel) -> None:
@@ -76,5 +73,5 @@ def _loss(model: ProfileModel) -> torch.Tensor:
         ((np.arange(length - record % 2) * 7 + 11 * record) % vocabulary).astype(np.int32) for record in range(RECORDS)
     ]
     features = np.linspace(0, 1, RECORDS * card.features.width, dtype=np.float32).reshape(RECORDS, -1)
-    labels = torch.arange(RECORDS, device=model.device) % len(card.task.labels)
-    return nn.functional.cross_entropy(model(tokens, features, PrefixCache(model)), labels, reduction="sum")
+    labels = torch.arange(RECORDS) % len(card.task.labels)
+    return summed_loss(model(tokens, features, PrefixCache(model)), labels)

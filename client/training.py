@@ -6,7 +6,10 @@ tenant is never dropped). The optimiser starts afresh each time, so nothing comp
 state of an earlier round, can reach a release. No loss is kept, logged or returned.
 
 Records of a group of users are put into physical chunks by padded length, so that one long history costs its own
-padding and not everyone's; a user's records may lie in several chunks and are clipped together all the same.
+padding and not everyone's; a user's records may lie in several chunks and are clipped together all the same. A chunk's
+length and number of records are of those that the model was tried with (`fedprofile.common.modeling.invariance`): in
+all of them a record's gradient has the same bits, so that a user's mean is a function of that user's records alone.
+They are added up in an order of their own, by padded length and place.
 """
 
 import warnings
@@ -30,13 +33,13 @@ from fedprofile.common.adapters import scale_to_norm
 from fedprofile.common.card import FederationCard
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import Arrays
-from fedprofile.common.modeling.batches import padded_length
+from fedprofile.common.modeling.batches import equal_chunks, padded_lengths
+from fedprofile.common.modeling.head import summed_loss
+from fedprofile.common.modeling.invariance import Pass
 from fedprofile.common.modeling.profile_model import Prefixes, ProfileModel
 
 GROUP_USERS = 64
 """How many users' gradients are held at once."""
-CHUNK_TOKENS = 2048
-"""Padded tokens of one forward pass; about this many were fastest on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Chunk:
 
 
 def user_groups(
-    owner: NDArray[np.int64], places: NDArray[np.int64], lengths: NDArray[np.int64]
+    owner: NDArray[np.int64], places: NDArray[np.int64], lengths: NDArray[np.int64], tokens_at_once: int
 ) -> Iterator[tuple[list[int], list[Chunk]]]:
     """Cut a step's records into groups of whole users, and each group into chunks of one padded length.
 
@@ -61,6 +64,7 @@ def user_groups(
         owner: User of each record, ascending.
         places: The records.
         lengths: Padded length of each.
+        tokens_at_once: See `equal_chunks`.
 
     Yields:
         For each group the number of records of each of its users, and its chunks.
@@ -68,13 +72,8 @@ def user_groups(
     users, inverse, counts = np.unique(owner, return_inverse=True, return_counts=True)
     for first in range(0, len(users), GROUP_USERS):
         inside = np.flatnonzero((inverse >= first) & (inverse < first + GROUP_USERS))
-        chunks = []
-        for length in np.unique(lengths[inside]):
-            same = inside[lengths[inside] == length]
-            size = max(1, CHUNK_TOKENS // int(length))
-            for start in range(0, len(same), size):
-                part = same[start : start + size]
-                chunks.append(Chunk(places[part], inverse[part] - first))
+        parts = (inside[chunk] for chunk in equal_chunks(lengths[inside], tokens_at_once))
+        chunks = [Chunk(places[part], inverse[part] - first) for part in parts]
         yield [int(count) for count in counts[first : first + GROUP_USERS]], chunks
 
 
@@ -120,6 +119,7 @@ class PrivateTrainer:
         check_grid(noise_multiplier, sum(parameter.numel() for parameter in model.trainables().values()))
         self._model = model
         self._cache = cache
+        self._passes: tuple[Pass, ...] = ("whole",) if cache is None else ("frozen", "adapted")
         self._sample_rate = sample_rate
         self._noise_multiplier = noise_multiplier
         self._clip_norm = clip_norm
@@ -161,12 +161,14 @@ class PrivateTrainer:
         )
 
     def self_test(self) -> None:
-        """See `check_gradients`; to be called before the first reservation.
+        """To be called before the first reservation: see `check_gradients` and `ProfileModel.tokens_at_once`.
 
         Raises:
-            SelfTestError: Something that is to be trained would not be.
+            SelfTestError: Something that is to be trained would not be, or a record's gradient is not its own.
         """
         check_gradients(self._model)
+        for kind in self._passes:
+            self._model.tokens_at_once(kind)
 
     def train(self, arrays: Arrays, records: EncodedRecords, *, steps: int, randomness: Randomness) -> Arrays:
         """One release.
@@ -180,6 +182,7 @@ class PrivateTrainer:
         Returns:
             New minus old adapter, float32, of at most `max_update_norm`; zeros where it is not finite.
         """
+        tokens_at_once = self._model.tokens_at_once(self._passes[-1])
         self._model.set_arrays(arrays)
         trainables = self._model.trainables()
         start = {name: parameter.detach().clone() for name, parameter in trainables.items()}
@@ -198,20 +201,22 @@ class PrivateTrainer:
                 # The lowest adapter's input is cached, so it has no gradient; its weights have one all the same.
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")
                 for _ in range(steps):
-                    self._step(optimizer, records, randomness)
+                    self._step(optimizer, records, tokens_at_once, randomness)
         finally:
             optimizer.zero_grad()
             hooks.cleanup()
         moved = {name: (parameter.detach() - start[name]).cpu().numpy() for name, parameter in trainables.items()}
         return self._bounded(moved)
 
-    def _step(self, optimizer: UserDPOptimizer, records: EncodedRecords, randomness: Randomness) -> None:
+    def _step(
+        self, optimizer: UserDPOptimizer, records: EncodedRecords, tokens_at_once: int, randomness: Randomness
+    ) -> None:
         sampled = sample_users(len(records.users), self._sample_rate, randomness)
         places = choose_records(records.user, sampled, self._records_per_user, randomness)
-        longest = self._model.card.history.max_tokens
-        lengths = np.array([padded_length(len(records.tokens[place]), longest) for place in places], dtype=np.int64)
+        tokens = [records.tokens[place] for place in places]
+        lengths = padded_lengths(tokens, self._model.card.history.max_tokens)
         optimizer.zero_grad()
-        for counts, chunks in user_groups(records.user[places], places, lengths):
+        for counts, chunks in user_groups(records.user[places], places, lengths, tokens_at_once):
             optimizer.open_users(counts)
             for chunk in chunks:
                 self._backward(records, chunk.places)
@@ -221,8 +226,7 @@ class PrivateTrainer:
 
     def _backward(self, records: EncodedRecords, places: NDArray[np.int64]) -> None:
         logits = self._model([records.tokens[place] for place in places], records.features[places], self._cache)
-        labels = torch.from_numpy(records.labels[places]).to(logits.device)
-        nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+        summed_loss(logits, torch.from_numpy(records.labels[places])).backward()
 
     def _inner_optimizer(self, trainables: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
         head = [parameter for name, parameter in trainables.items() if name.startswith("head.")]

@@ -1,4 +1,9 @@
-"""Token ids of several records as one right-padded batch of a fixed set of lengths."""
+"""Token ids of several records as one right-padded batch of a fixed set of shapes.
+
+A pass holds records of one padded length, and its number of records is a power of two. So the shape in which a record
+is computed comes from its own length and from a short list, which `fedprofile.common.modeling.invariance` tries out
+whole: the low bits of a matrix product may depend on its shape, and a record's values must not depend on other users'.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +15,11 @@ from numpy.typing import NDArray
 PAD_LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """A batch is padded to one of these or to the card's `max_tokens`: its cost says little about anyone's history."""
 
-
-TOKENS_AT_ONCE = 4096
-"""Tokens of one forward call without gradients."""
+SHORT_PASS_TOKENS = 1024
+"""Padded tokens of one pass through the adapted layers alone. On a CPU more is hardly faster, and every size is tried
+out before the first one is used."""
+WHOLE_PASS_TOKENS = 256
+"""The same of a pass through the frozen or through all layers."""
 
 
 @dataclass(frozen=True)
@@ -77,22 +84,40 @@ def pad_tokens(tokens: Sequence[NDArray[np.int32]], pad_id: int, max_tokens: int
     return TokenBatch(torch.from_numpy(ids), torch.from_numpy(mask))
 
 
-def chunks_by_length(tokens: Sequence[NDArray[np.int32]], tokens_at_once: int = TOKENS_AT_ONCE) -> Iterator[list[int]]:
-    """Split records into forward calls, those of like length together.
+def padded_lengths(tokens: Sequence[NDArray[np.int32]], max_tokens: int) -> NDArray[np.int64]:
+    """`padded_length` of each record by itself, int64 [n]."""
+    return np.array([padded_length(len(record), max_tokens) for record in tokens], dtype=np.int64)
+
+
+def chunk_sizes(length: int, tokens_at_once: int) -> list[int]:
+    """How many records of a padded length one pass may hold.
 
     Args:
-        tokens: Token ids of each record.
-        tokens_at_once: Bound on records times the length of the longest.
+        length: Padded length.
+        tokens_at_once: Bound on records times length.
+
+    Returns:
+        Powers of two, largest first; the last is 1, however long a record is.
+
+    >>> chunk_sizes(32, 256), chunk_sizes(512, 256)
+    ([8, 4, 2, 1], [1])
+    """
+    return [1 << power for power in reversed(range(max(1, tokens_at_once // length).bit_length()))]
+
+
+def equal_chunks(lengths: NDArray[np.int64], tokens_at_once: int) -> Iterator[NDArray[np.int64]]:
+    """Split records into passes of one padded length and of a size in `chunk_sizes`.
+
+    Args:
+        lengths: Padded length of each record.
+        tokens_at_once: See `chunk_sizes`.
 
     Yields:
-        Places in `tokens`; each place once. One record is a chunk however long it is.
+        Places in `lengths`, ascending; each place once. Those of one length come in their order.
     """
-    order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))
-    chunk: list[int] = []
-    for place in order:
-        if chunk and (len(chunk) + 1) * max(PAD_LENGTHS[0], len(tokens[place])) > tokens_at_once:
-            yield chunk
-            chunk = []
-        chunk.append(place)
-    if chunk:
-        yield chunk
+    for length in np.unique(lengths):
+        rest = np.flatnonzero(lengths == length)
+        for size in chunk_sizes(int(length), tokens_at_once):
+            full = len(rest) // size * size
+            yield from rest[:full].reshape(-1, size)
+            rest = rest[full:]

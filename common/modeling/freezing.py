@@ -1,8 +1,9 @@
-"""What makes a pretrained model ready to be adapted: its own modules over shared frozen weights, and no dropout."""
+"""What makes a pretrained model ready to be adapted: own modules over shared frozen weights, no dropout, no state."""
 
 import copy
 import inspect
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -39,6 +40,36 @@ def switch_dropout_off(model: nn.Module) -> None:
         for name, value in list(vars(holder).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(holder, name, 0.0)
+
+
+def check_stateless(model: PreTrainedModel) -> None:
+    """Refuse a model in which one record's output depends on the records that were run with it or before it.
+
+    Batch norm takes mean and variance over everyone in the batch, and in training mode keeps a running mean of
+    everyone who ever passed, so that nothing that comes out is a function of one user's records.
+
+    Args:
+        model: Its forward pass runs once, on synthetic tokens.
+
+    Raises:
+        ConfigError: A module is of a batch-norm type, or the forward pass changes a buffer.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ConfigError(
+                f"base model of type {model.config.model_type}: {name} is a {type(module).__name__}, which mixes the "
+                "records of a batch; use a base model with layer norm."
+            )
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    ids = (torch.arange(7, device=next(model.parameters()).device)[None] * 5 + 3) % int(model.config.vocab_size)
+    with torch.no_grad():
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    for name, buffer in model.named_buffers():
+        if name not in before or not torch.equal(buffer, before[name]):
+            raise ConfigError(
+                f"base model of type {model.config.model_type}: a forward pass changes its buffer {name}, so that "
+                "records depend on those before them; use another base model."
+            )
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -7,8 +7,7 @@ that masks, positions, rotary tables and sliding windows are its own, and every 
 
 What is refused, in `Hollow` and in `check_hollow`:
 - a model whose layers cannot be found for certain: not exactly one `ModuleList` with `num_hidden_layers` entries;
-- a model whose hollow forward differs from its full forward, or whose forward is not deterministic;
-- activations that are not finite.
+- a model whose hollow forward differs from its full forward, or whose forward is not deterministic.
 """
 
 import contextlib
@@ -19,14 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from fedprofile.common.errors import ConfigError, FedprofileError
-
-
-class ActivationError(FedprofileError):
-    """The frozen layers gave values that are not finite. The text is constant: which record did it is private."""
-
-    def __init__(self) -> None:
-        super().__init__("the base model's activations are not finite in the cache's number format; use another one.")
+from fedprofile.common.errors import ConfigError
 
 
 class _EntryReachedError(Exception):
@@ -123,10 +115,7 @@ class Hollow:
             mask: [n, length], 1 at real tokens.
 
         Returns:
-            [n, length, hidden], without gradient.
-
-        Raises:
-            ActivationError: A real token's activation is not finite.
+            [n, length, hidden], without gradient; finite or not.
         """
         entered: list[torch.Tensor] = []
 
@@ -140,8 +129,6 @@ class Hollow:
                 self._model(input_ids=ids, attention_mask=mask)
         finally:
             handle.remove()
-        if not bool(torch.isfinite(entered[0][mask.bool()]).all()):
-            raise ActivationError
         return entered[0]
 
 

@@ -7,9 +7,13 @@ Guarantees:
 - Every dropout is off, and the model stays in training mode, because Opacus's hooks work in no other.
 - With a cache it starts from stored activations (see `hollow`), without one it runs whole; both give the same up to
   the cache's number format.
+- What `prefix` and `predict` give for a record has the same bits whichever other records there are: passes hold
+  records of one padded length, in numbers that were tried out (see `invariance`). Where that fails on a machine,
+  records run one at a time, `one_at_a_time` says so, and the log does.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -22,9 +26,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, __version__
 from fedprofile.common.adapters import Arrays, Layout, check_arrays
 from fedprofile.common.card import FederationCard
 from fedprofile.common.interactions import EncodedRecords
-from fedprofile.common.modeling.batches import TokenBatch, chunks_by_length, pad_tokens
-from fedprofile.common.modeling.freezing import check_length, frozen_copy, pad_id, switch_dropout_off
-from fedprofile.common.modeling.hollow import ActivationError, Hollow, check_hollow
+from fedprofile.common.modeling.batches import (
+    SHORT_PASS_TOKENS,
+    WHOLE_PASS_TOKENS,
+    TokenBatch,
+    equal_chunks,
+    pad_tokens,
+    padded_lengths,
+)
+from fedprofile.common.modeling.freezing import check_length, check_stateless, frozen_copy, pad_id, switch_dropout_off
+from fedprofile.common.modeling.head import probabilities, row_wise_head
+from fedprofile.common.modeling.hollow import Hollow, check_hollow
+from fedprofile.common.modeling.invariance import Pass, may_share
 from fedprofile.common.modeling.lora import add_lora, audit_trainables, wire_name
 from fedprofile.common.modeling.pooling import pool
 
@@ -32,6 +45,8 @@ HEAD_WEIGHT = "head.weight"
 HEAD_BIAS = "head.bias"
 
 Tokens = Sequence[NDArray[np.int32]]
+
+_log = logging.getLogger(__name__)
 
 
 class Prefixes(Protocol):
@@ -86,22 +101,23 @@ class ProfileModel(nn.Module):
         # The encoder's inner model is called directly: PEFT's wrapper adds nothing for this task.
         self._inner = [inner]
         inputs = int(inner.config.hidden_size) + card.features.width
-        # PyTorch's own start would draw from its global generator.
-        self.head = nn.utils.skip_init(nn.Linear, inputs, len(card.task.labels))
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.head.to(self.device)
+        self.head = row_wise_head(inputs, len(card.task.labels)).to(next(inner.parameters()).device)
         self.train()
         switch_dropout_off(self)
         audit_trainables(self)
+        check_stateless(inner)
         if self._hollow is not None:
             check_hollow(inner, self._hollow)
+        # Walking the modules for them in every step would cost more than a small step itself.
+        self._trainables = {wire_name(name).removeprefix("encoder."): value for name, value in self.named_trainables()}
         self._start = self.get_arrays()
+        self._bounds: dict[tuple[Pass, int], int] = {}
 
     @property
     def device(self) -> torch.device:
         """Where the base's weights are."""
-        return next(self._inner[0].parameters()).device
+        device: torch.device = self.head.weight.device
+        return device
 
     @property
     def prefix_space(self) -> str:
@@ -122,9 +138,39 @@ class ProfileModel(nn.Module):
         """Whether the whole encoder is frozen, so that a prefix is the pooled vector."""
         return self._hollow is None
 
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether some passes, of those that were asked for so far, hold one record because more would mix."""
+        return 1 in self._bounds.values()
+
+    def tokens_at_once(self, kind: Pass) -> int:
+        """How many padded tokens a pass may hold without a record's numbers depending on the others in it.
+
+        Args:
+            kind: Of pass.
+
+        Returns:
+            The bound for `equal_chunks`; 1 where records must run one at a time. It is found out once for a kind and
+            a number of threads, on synthetic tokens.
+
+        Raises:
+            SelfTestError: This base cannot be run at all so that the proof holds; see `invariance`.
+        """
+        key = (kind, torch.get_num_threads())
+        if key not in self._bounds:
+            bound = SHORT_PASS_TOKENS if kind == "adapted" else WHOLE_PASS_TOKENS
+            shared = may_share(self, kind, bound)
+            if not shared:
+                _log.warning(
+                    "records run one at a time (%s layers): here a record's numbers change with the others in its pass",
+                    kind,
+                )
+            self._bounds[key] = bound if shared else 1
+        return self._bounds[key]
+
     def trainables(self) -> dict[str, nn.Parameter]:
         """What is trained, by wire name, in the order of the wire: LoRA factors from the lowest layer up, the head."""
-        return {wire_name(name).removeprefix("encoder."): value for name, value in self.named_trainables()}
+        return dict(self._trainables)
 
     def named_trainables(self) -> list[tuple[str, nn.Parameter]]:
         """The same parameters under their names within this module."""
@@ -201,6 +247,20 @@ class ProfileModel(nn.Module):
         logits: torch.Tensor = self.head(pooled)
         return logits
 
+    def frozen(self, batch: TokenBatch) -> torch.Tensor:
+        """Run the frozen part on one batch.
+
+        Args:
+            batch: From `batch`.
+
+        Returns:
+            [n, length, hidden], or [n, 1, hidden] where `caches_pooled`; without gradient, finite or not.
+        """
+        if self._hollow is not None:
+            return self._hollow.capture(batch.ids, batch.mask)
+        with torch.no_grad():
+            return self._pooled(batch, None).unsqueeze(1)
+
     def prefix(self, tokens: Tokens) -> list[torch.Tensor]:
         """Run the frozen part.
 
@@ -208,21 +268,15 @@ class ProfileModel(nn.Module):
             tokens: Token ids of each record.
 
         Returns:
-            For each record [its tokens, hidden], or [1, hidden] where `caches_pooled`; float32 on the CPU.
+            For each record [its tokens, hidden], or [1, hidden] where `caches_pooled`; float32 on the CPU. A record's
+            values are the same whichever others are asked for with it; they may be not finite.
 
         Raises:
-            ActivationError: A value is not finite.
+            SelfTestError: See `tokens_at_once`.
         """
         found: list[torch.Tensor] = [torch.empty(0)] * len(tokens)
-        for chunk in chunks_by_length(tokens):
-            batch = self.batch([tokens[place] for place in chunk])
-            if self._hollow is not None:
-                activations = self._hollow.capture(batch.ids, batch.mask).cpu()
-            else:
-                with torch.no_grad():
-                    activations = self._pooled(batch, None).unsqueeze(1).cpu()
-                if not bool(torch.isfinite(activations).all()):
-                    raise ActivationError
+        for chunk in self._chunks(tokens, "frozen"):
+            activations = self.frozen(self.batch([tokens[place] for place in chunk])).cpu()
             for row, place in enumerate(chunk):
                 length = 1 if self.caches_pooled else max(1, len(tokens[place]))
                 found[place] = activations[row, :length]
@@ -236,14 +290,21 @@ class ProfileModel(nn.Module):
             cache: See `forward`.
 
         Returns:
-            [n, labels]; each row sums to 1.
+            [n, labels]; each row sums to 1, and is the same whichever other records there are.
+
+        Raises:
+            SelfTestError: See `tokens_at_once`.
         """
-        probabilities = np.zeros((len(records), len(self.card.task.labels)))
-        for chunk in chunks_by_length(records.tokens):
+        found = np.zeros((len(records), len(self.card.task.labels)))
+        for chunk in self._chunks(records.tokens, "whole" if cache is None else "adapted"):
             with torch.no_grad():
                 logits = self([records.tokens[place] for place in chunk], records.features[chunk], cache)
-            probabilities[chunk] = torch.softmax(logits.double(), dim=1).cpu().numpy()
-        return probabilities
+            found[chunk] = probabilities(logits).cpu().numpy()
+        return found
+
+    def _chunks(self, tokens: Tokens, kind: Pass) -> Iterator[NDArray[np.int64]]:
+        """Passes over records; none for no records."""
+        return equal_chunks(padded_lengths(tokens, self.card.history.max_tokens), self.tokens_at_once(kind))
 
     def _pooled(self, batch: TokenBatch, prefix: torch.Tensor | None) -> torch.Tensor:
         inner, kind = self._inner[0], self.card.adapter.pooling

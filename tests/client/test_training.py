@@ -1,5 +1,6 @@
 """Private training over a real (tiny) encoder: against a loop over users, and as a pure function."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,16 @@ import torch
 from torch import nn
 
 from fedprofile.client.randomness import SecureRandomness
-from fedprofile.client.selftest import SelfTestError, check_gradients
-from fedprofile.client.training import CHUNK_TOKENS, GROUP_USERS, PrivateTrainer, user_groups
+from fedprofile.client.selftest import check_gradients
+from fedprofile.client.training import GROUP_USERS, PrivateTrainer, user_groups
 from fedprofile.common.adapters import arrays_hash, update_norm
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import Arrays
 from fedprofile.common.modeling.base import load_base, resolve_base
+from fedprofile.common.modeling.batches import chunk_sizes
+from fedprofile.common.modeling.invariance import SelfTestError
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
 
@@ -231,14 +234,14 @@ def test_groups_hold_whole_users_and_chunks_one_padded_length() -> None:
     places = rng.permutation(900).astype(np.int64)
     lengths = rng.choice([32, 64, 256], 900)
     seen: list[int] = []
-    for counts, chunks in user_groups(owner, places, lengths):
+    for counts, chunks in user_groups(owner, places, lengths, 2048):
         assert len(counts) <= GROUP_USERS
         inside = np.concatenate([chunk.users for chunk in chunks])
         assert np.bincount(inside, minlength=len(counts)).tolist() == counts
         for chunk in chunks:
             rows = [int(np.flatnonzero(places == place)[0]) for place in chunk.places]
             assert len({int(lengths[row]) for row in rows}) == 1
-            assert len(rows) * int(lengths[rows[0]]) <= CHUNK_TOKENS
+            assert len(rows) in chunk_sizes(int(lengths[rows[0]]), 2048)
             seen += rows
     assert sorted(seen) == list(range(900))
 
@@ -256,3 +259,37 @@ def test_the_self_test_passes_and_notices_what_does_not_train(make_model: Callab
     deaf.__class__ = Deaf
     with pytest.raises(SelfTestError, match=r"no gradient reaches .*lora_A"):
         check_gradients(deaf)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_where_passes_mix_records_each_is_trained_on_alone(
+    cached: bool, make_model: Callable[..., ProfileModel]
+) -> None:
+    """The head stands for a kernel that treats the rows of a batch differently by their place."""
+    plain, mixing = make_model(), make_model()
+    head: Any = mixing.head
+    own, sizes = head.forward, set()
+
+    def by_place(rows: torch.Tensor) -> torch.Tensor:
+        sizes.add(len(rows))
+        return own(rows) * (1 + 0.1 * torch.arange(len(rows))[:, None])  # type: ignore[no-any-return]
+
+    head.forward = by_place
+    updates = []
+    for model in (plain, mixing):
+        trainer = _trainer(model, PrefixCache(model) if cached else None)
+        trainer.self_test()
+        sizes.clear()
+        updates.append(trainer.train(_start(model), _records(model, 30), steps=2, randomness=Seeded(3, 0.0)))
+    assert mixing.one_at_a_time and not plain.one_at_a_time and sizes == {1}
+    for name, value in updates[0].items():
+        assert np.allclose(value, updates[1][name], atol=1e-6), name
+
+
+def test_the_self_test_refuses_a_model_that_is_another_each_time(make_model: Callable[..., ProfileModel]) -> None:
+    model = make_model()
+    head: Any = model.head
+    own, ran = head.forward, itertools.count()
+    head.forward = lambda rows: own(rows) * (1 + next(ran) * 2.0**-20)
+    with pytest.raises(SelfTestError, match="other numbers each time"):
+        _trainer(model, PrefixCache(model)).self_test()

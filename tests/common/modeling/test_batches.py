@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedprofile.common.modeling.batches import PAD_LENGTHS, chunks_by_length, pad_tokens, padded_length
+from fedprofile.common.modeling.batches import (
+    PAD_LENGTHS,
+    chunk_sizes,
+    equal_chunks,
+    pad_tokens,
+    padded_length,
+    padded_lengths,
+)
 from fedprofile.common.modeling.pooling import pool
 
 SIZES = st.lists(st.integers(0, 200), min_size=1, max_size=20)
@@ -45,14 +52,26 @@ def test_no_record_is_no_batch() -> None:
         pad_tokens([], 0, 32)
 
 
-@given(SIZES, st.integers(32, 500))
-def test_chunks_hold_each_record_once_within_the_bound(sizes: list[int], bound: int) -> None:
-    chunks = list(chunks_by_length(_tokens(sizes), bound))
+@given(SIZES, st.integers(1, 2000))
+def test_chunks_hold_each_record_once_in_a_shape_of_its_own_length(sizes: list[int], bound: int) -> None:
+    lengths = padded_lengths(_tokens(sizes), 200)
+    assert lengths.tolist() == [padded_length(size, 200) for size in sizes]
+    chunks = [chunk.tolist() for chunk in equal_chunks(lengths, bound)]
     assert sorted(place for chunk in chunks for place in chunk) == list(range(len(sizes)))
     for chunk in chunks:
-        assert len(chunk) == 1 or len(chunk) * max(32, *(sizes[place] for place in chunk)) <= bound
-    lengths = [sizes[place] for chunk in chunks for place in chunk]
-    assert lengths == sorted(lengths)
+        [length] = {int(lengths[place]) for place in chunk}
+        assert len(chunk) in chunk_sizes(length, bound)
+        assert len(chunk) == 1 or len(chunk) * length <= bound
+    # Records of one length keep their order, so that a user's are added up in an order of their own.
+    for length in np.unique(lengths):
+        places = [place for chunk in chunks for place in chunk if lengths[place] == length]
+        assert places == sorted(places)
+
+
+def test_a_bound_of_one_token_is_one_record_at_a_time() -> None:
+    chunks = list(equal_chunks(np.array([32, 64, 32], dtype=np.int64), 1))
+    assert [chunk.tolist() for chunk in chunks] == [[0], [2], [1]]
+    assert list(equal_chunks(np.zeros(0, dtype=np.int64), 1024)) == []
 
 
 @pytest.mark.parametrize("kind", ["mean", "last"])

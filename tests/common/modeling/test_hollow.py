@@ -16,7 +16,7 @@ from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel, T5Co
 
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.interactions import EncodedRecords
-from fedprofile.common.modeling.hollow import ActivationError, Hollow, check_hollow, layer_list
+from fedprofile.common.modeling.hollow import Hollow, check_hollow, layer_list
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
 
@@ -63,7 +63,8 @@ def _gradients_one_by_one(model: ProfileModel, records: EncodedRecords) -> NDArr
         model.zero_grad()
         hidden = encoder(input_ids=torch.tensor(tokens[None].astype(np.int64))).last_hidden_state[0]
         pooled = hidden.mean(0) if model.card.adapter.pooling == "mean" else hidden[-1]
-        logits = model.head(torch.cat([pooled * model.card.adapter.text_scale, torch.from_numpy(features)]))
+        inputs = torch.cat([pooled * model.card.adapter.text_scale, torch.from_numpy(features)])
+        logits = model.head(inputs[None])[0]
         nn.functional.cross_entropy(logits, torch.tensor(label)).backward()
         found.append(torch.cat([p.grad.flatten() for p in model.trainables().values() if p.grad is not None]).numpy())
     return np.stack(found)
@@ -177,34 +178,44 @@ def test_more_layers_than_there_are_are_refused(make_model: MakeModel) -> None:
         make_model(adapter={"top_layers": 4})
 
 
-def test_activations_that_are_not_finite_are_refused_with_a_constant_text(
-    make_model: MakeModel, make_records: MakeRecords, make_family: MakeFamily
+def test_activations_that_are_not_finite_stay_with_their_record(
+    make_model: MakeModel, make_records: MakeRecords, make_family: MakeFamily, stir: Stir
 ) -> None:
+    """Whoever shares a batch with such a record has the same activations, outputs and gradients, bit by bit."""
     base, adapter = make_family("bert")
-    model = make_model(base, adapter=adapter)
-    # A word of exactly one record, broken only after the model's own check at construction.
-    records = make_records(model, count=3)
+    models = [make_model(base, adapter=adapter | change) for change in ({}, {"method": "head"})]
+    # Words of exactly one record, broken only after the model's own check at construction.
+    records = make_records(models[0], count=6)
+    records.tokens[1][:] = 150
+    kept = [place for place in range(6) if place != 1]
+    whole = [model.prefix(records.tokens) for model in models]
+    for model in models:
+        stir(model)
+    before = [_gradients(model, records, PrefixCache(model)) for model in models]
     with torch.no_grad():
-        _embeddings(base).weight[records.tokens[1][0]] = torch.nan
-    texts = set()
-    for change in ({}, {"method": "head"}):
-        broken = make_model(base, adapter=adapter | change) if change else model
-        with pytest.raises(ActivationError) as raised:
-            PrefixCache(broken).fill(records.tokens)
-        texts.add(str(raised.value))
-    assert len(texts) == 1
+        logits = [model(records.tokens, records.features, PrefixCache(model)) for model in models]
+        _embeddings(base).weight[150] = torch.nan
+    for model, prefixes, gradients, found in zip(models, whole, before, logits, strict=True):
+        cache = PrefixCache(model)
+        cache.fill(records.tokens)
+        assert cache.broken(records.tokens).tolist() == [place == 1 for place in range(6)]
+        broken = model.prefix(records.tokens)
+        assert all(torch.equal(broken[place], prefixes[place]) for place in kept)
+        with torch.no_grad():
+            now = model(records.tokens, records.features, cache)
+        assert torch.equal(now[kept], found[kept]) and bool(now[1].isnan().all())
+        after = _gradients(model, records, cache)
+        assert np.array_equal(after[kept], gradients[kept]) and not np.isfinite(after[1]).all()
 
 
-def test_activations_beyond_the_number_format_are_refused(make_model: MakeModel, make_family: MakeFamily) -> None:
+def test_activations_beyond_the_number_format_are_not_finite(make_model: MakeModel, make_family: MakeFamily) -> None:
     base, adapter = make_family("llama")
     with torch.no_grad():
         _embeddings(base).weight.mul_(1e7)
     model = make_model(base, adapter=adapter)
     tokens = [np.array([5, 6], dtype=np.int32)]
-    with pytest.raises(ActivationError):
-        PrefixCache(model).fill(tokens)
-    assert len(PrefixCache(model)) == 0
-    PrefixCache(model, number_format="bfloat16").fill(tokens)
+    assert PrefixCache(model).broken(tokens).all()
+    assert not PrefixCache(model, number_format="bfloat16").broken(tokens).any()
 
 
 class _Doubling(nn.Module):

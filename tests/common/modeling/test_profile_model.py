@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from opacus.grad_sample.utils import prepare_module
+from pydantic import ValidationError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -155,6 +156,16 @@ def test_features_and_text_scale_reach_the_head(make_model: MakeModel, make_reco
         np.testing.assert_allclose(logits.numpy(), [0.0, expected], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [0.0, 100.5, float("inf"), float("nan")])
+def test_a_text_scale_that_would_blow_up_rounding_is_refused(
+    scale: float, card_data: Callable[..., dict[str, Any]]
+) -> None:
+    adapter = card_data()["adapter"]
+    assert FederationCard.model_validate(card_data(adapter={"text_scale": 100.0})).adapter.text_scale == 100.0
+    with pytest.raises(ValidationError, match="text_scale"):
+        FederationCard.model_validate({**card_data(), "adapter": {**adapter, "text_scale": scale}})
+
+
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 def test_the_probe_trains_the_head_alone(make_model: MakeModel, make_records: MakeRecords, stir: Stir) -> None:
     model = make_model(adapter={"method": "head"})
@@ -169,7 +180,8 @@ def test_the_probe_trains_the_head_alone(make_model: MakeModel, make_records: Ma
     labels = torch.from_numpy(records.labels)
     nn.functional.cross_entropy(model(records.tokens, records.features, cache), labels, reduction="sum").backward()
     errors = torch.softmax(full, 1) - nn.functional.one_hot(labels, 2)
-    torch.testing.assert_close(model.head.bias.grad_sample, errors, rtol=0, atol=1e-5)
+    bias: Any = model.head.bias
+    torch.testing.assert_close(bias.grad_sample, errors, rtol=0, atol=1e-5)
     hooks.cleanup()
 
 

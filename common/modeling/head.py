@@ -1,0 +1,65 @@
+"""The linear head, computed for each record by itself.
+
+Why it is private: the sensitivity proof needs a record's logits to be a function of that record alone. A matrix product
+with few outputs is summed in an order that depends on the row's place and on the number of rows, so the last bits of
+one record's logits tell which other records are there; a hostile adapter can make every score hang on those bits, and
+one user more or less then moves everyone. Here every logit is a sum over its own row's products and over nothing else:
+in float64, where the products of two float32 are exact, in an order that the number of inputs decides. The same holds
+for the gradient that goes back to the pooled text, a sum over the labels of one row.
+"""
+
+from types import MethodType
+
+import torch
+from torch import nn
+
+
+def row_wise_head(inputs: int, labels: int) -> nn.Linear:
+    """A linear layer that starts at zero and computes row by row, forward and backward.
+
+    It stays a plain `nn.Linear` to everything that looks at its type: Opacus's per-sample gradients of weight and bias
+    are outer products of one row each, and those of this forward.
+
+    Args:
+        inputs: Width of a row.
+        labels: How many logits.
+
+    Returns:
+        The layer, float32, on the CPU; takes [n, inputs] and gives [n, labels].
+    """
+    # PyTorch's own start would draw from its global generator.
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, labels)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    head.forward = MethodType(_row_by_row, head)  # type: ignore[method-assign]
+    return head
+
+
+def _row_by_row(head: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
+    products = rows.double().unsqueeze(1) * head.weight.double()
+    return (products.sum(dim=2) + head.bias.double()).to(rows.dtype)
+
+
+def probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Softmax in float64.
+
+    Args:
+        logits: [n, labels].
+
+    Returns:
+        float64 [n, labels]; each row sums to 1.
+    """
+    return torch.softmax(logits.double(), dim=1)
+
+
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy summed over the records, so that each one's gradient is its own.
+
+    Args:
+        logits: [n, labels].
+        labels: int64 [n], on any device.
+
+    Returns:
+        A scalar.
+    """
+    return nn.functional.cross_entropy(logits, labels.to(logits.device), reduction="sum")
