@@ -2,18 +2,21 @@
 
 import difflib
 import json
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedprofile.client.directory import SegmentFile, TenantDirectory, default_ledger, write_model, write_private
 from fedprofile.client.enrolment import write_enrolment
-from fedprofile.client.ledger import Ledger
+from fedprofile.client.high_water import HighWater
+from fedprofile.client.ledger import Ledger, missing_ledger
 from fedprofile.client.ledger_schema import Segment
+from fedprofile.client.registry import Claim, Registry
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.card import FederationCard
 from fedprofile.common.enrolment import Invite
-from fedprofile.common.errors import ConfigError
+from fedprofile.common.errors import ConfigError, LedgerBehindError
 from fedprofile.common.tenant import TenantFile
 
 
@@ -43,20 +46,58 @@ class Agreement:
 
         Raises:
             ConfigError: It is missing or cannot be opened; a missing one is never made anew here.
+            LedgerBehindError: It is older than the directory's marks.
         """
-        path = directory.ledger_path(self.segment.ledger)
-        if not path.exists():
-            raise ConfigError(
-                f"{path}: the ledger is not there; restore its newest copy. Starting without it would forget what "
-                "was released before."
-            )
-        return Ledger.open(
-            path,
-            population=self.segment.population,
-            epsilon=self.segment.life_epsilon,
-            delta=self.segment.life_delta,
-            evaluation_users=self.segment.evaluation_users,
-        )
+        return open_frozen_ledger(directory, self.segment, marks=directory.marks)
+
+
+def open_frozen_ledger(directory: TenantDirectory, segment: SegmentFile, marks: Path | None) -> Ledger:
+    """Open the ledger that was frozen at join.
+
+    Args:
+        directory: The tenant's.
+        segment: What join froze.
+        marks: See `Ledger.open`.
+
+    Returns:
+        The ledger.
+
+    Raises:
+        ConfigError: It is missing or cannot be opened.
+        LedgerBehindError: It is older than the marks.
+    """
+    return Ledger.open(
+        directory.ledger_path(segment.ledger),
+        population=segment.population,
+        epsilon=segment.life_epsilon,
+        delta=segment.life_delta,
+        evaluation_users=segment.evaluation_users,
+        marks=marks,
+        new=False,
+    )
+
+
+def open_behind(directory: TenantDirectory, segment: SegmentFile) -> Ledger:
+    """Open the ledger of a directory to write lost entries off, although it is known to be behind.
+
+    Args:
+        directory: The tenant's.
+        segment: What join froze.
+
+    Returns:
+        The ledger; what it calls missing is what the server, the outbox or the directory's marks have shown to be.
+
+    Raises:
+        ConfigError: It is missing, cannot be opened, or another process writes to it.
+    """
+    ledger = open_frozen_ledger(directory, segment, marks=None)
+    try:
+        with suppress(LedgerBehindError):
+            ledger.keep_marks(HighWater(directory.marks, segment.population))
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
 
 
 def read_agreement(directory: TenantDirectory) -> Agreement:
@@ -69,10 +110,12 @@ def read_agreement(directory: TenantDirectory) -> Agreement:
         The agreement.
 
     Raises:
-        ConfigError: The tenant has not joined, or the card or the tenant file has changed since.
+        ConfigError: The tenant has not joined, the card or the tenant file has changed since, or the ledger lies inside
+            the directory.
     """
     invite, tenant = directory.read_invite(), directory.read_tenant_file()
     segment, card = directory.read_segment(), directory.read_agreed_card()
+    directory.ledger_path(segment.ledger)
     again = f"run `flower-client join --dir {directory.root}` again"
     if card is None or card.hash != segment.plan.card_hash:
         raise ConfigError(f"{directory.card}: is not the card that was agreed to; {again}.")
@@ -86,6 +129,41 @@ def read_agreement(directory: TenantDirectory) -> Agreement:
     return Agreement(invite, card, tenant, segment)
 
 
+def claim_population(directory: TenantDirectory, tenant: TenantFile, registry: Registry | None) -> tuple[Claim, bool]:
+    """What the tenant file says of its users, where nothing speaks against it. Writes nothing.
+
+    Args:
+        directory: The tenant's.
+        tenant: The tenant file.
+        registry: What other directories have joined for; None for rehearsals, which make throw-away copies.
+
+    Returns:
+        The claim, and whether a ledger was made for the population before, so that it must be there.
+
+    Raises:
+        ConfigError: The ledger lies inside the directory, is at another place than before, is gone, or would be a
+            second one for the same users.
+    """
+    population = tenant.population
+    path = directory.ledger_path(population.ledger or default_ledger(population.name))
+    claim = Claim.of(tenant, directory.root, path)
+    known = HighWater(directory.marks, population.name).exists()
+    if directory.segment.exists():
+        old = directory.read_segment()
+        if old.population == population.name:
+            known = True
+            if directory.ledger_path(old.ledger) != path:
+                raise ConfigError(
+                    f"tenant.toml: population '{population.name}' has its ledger at {old.ledger}, frozen at join; "
+                    "it cannot be at another place."
+                )
+    if registry is not None and registry.knows(claim):
+        known = True
+    if known and not path.exists():
+        raise missing_ledger(path, population.name)
+    return claim, known
+
+
 def agree(
     directory: TenantDirectory,
     *,
@@ -93,11 +171,13 @@ def agree(
     card: FederationCard,
     tenant: TenantFile,
     plan: SegmentPlan,
+    registry: Registry | None,
     split_key: bytes | None = None,
 ) -> tuple[Segment, Path]:
     """Open the ledger's segment, freeze the settings and write the enrolment.
 
-    Doing it again with the same files changes nothing and charges nothing.
+    Doing it again with the same files changes nothing and charges nothing. A ledger is made only for a population that
+    never had one: where the directory or the registry names one that is gone, a new one would be a new budget.
 
     Args:
         directory: The tenant's.
@@ -105,6 +185,7 @@ def agree(
         card: Of the invite.
         tenant: The tenant file.
         plan: From `plan_segment`.
+        registry: See `claim_population`; the command line always gives the user's.
         split_key: See `Ledger.open`; no command of the client's gives one.
 
     Returns:
@@ -112,29 +193,30 @@ def agree(
 
     Raises:
         BudgetRefusal: The share does not fit into what is left of the life's budget.
-        ConfigError: The ledger cannot be opened, or tenant.toml names another one than was frozen.
+        ConfigError: The ledger cannot be opened; or see `claim_population`.
+        LedgerBehindError: The ledger is an older copy.
     """
     population = tenant.population
-    stored = population.ledger or default_ledger(population.name)
-    if directory.segment.exists():
-        old = directory.read_segment()
-        if old.population == population.name and directory.ledger_path(old.ledger) != directory.ledger_path(stored):
-            raise ConfigError(
-                f"tenant.toml: population '{population.name}' has its ledger at {old.ledger}, frozen at join; "
-                "it cannot be at another place."
-            )
-    with Ledger.open(
-        directory.ledger_path(stored),
-        population=population.name,
-        epsilon=tenant.budget.epsilon,
-        delta=tenant.life_delta,
-        evaluation_users=tenant.privacy.evaluation_users,
-        split_key=split_key,
-    ) as ledger:
-        segment = ledger.open_segment(plan)
+    with registry.joining() if registry is not None else nullcontext():
+        claim, known = claim_population(directory, tenant, registry)
+        with Ledger.open(
+            claim.ledger,
+            population=population.name,
+            epsilon=tenant.budget.epsilon,
+            delta=tenant.life_delta,
+            evaluation_users=tenant.privacy.evaluation_users,
+            split_key=split_key,
+            marks=directory.marks,
+            new=not known,
+        ) as ledger:
+            if registry is not None:
+                registry.check_segments(claim, ledger.segments(), plan)
+            segment = ledger.open_segment(plan)
+        if registry is not None:
+            registry.add(claim, plan)
     frozen = SegmentFile(
         population=population.name,
-        ledger=stored,
+        ledger=population.ledger or default_ledger(population.name),
         declared_users=population.declared_users,
         life_epsilon=tenant.budget.epsilon,
         life_delta=tenant.life_delta,

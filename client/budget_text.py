@@ -1,6 +1,8 @@
 """The ledger for a person."""
 
+from fedprofile.client.ledger import Ledger
 from fedprofile.client.ledger_summary import LedgerSummary, SegmentReading
+from fedprofile.client.segments import SegmentPlan
 
 
 def budget_text(found: LedgerSummary) -> str:
@@ -42,3 +44,27 @@ def _segment_lines(reading: SegmentReading) -> list[str]:
         f"  evaluation       {reading.evaluation}",
         f"                   {reading.tables} of at most {plan.cap_tables} tables, on other users than training",
     ]
+
+
+def losses_text(ledger: Ledger, own: SegmentPlan) -> str:
+    """What a write-off would count as spent, for a person.
+
+    Args:
+        ledger: Open, although it is behind.
+        own: The directory's run.
+
+    Returns:
+        Lines.
+    """
+    lines = [
+        f"Up to {ledger.missing()} entries of this ledger are missing. They may be of any run; counted as spent are:"
+    ]
+    if ledger.segment_of(own) is None:
+        lines.append(f"  this directory's run, which is missing as well: epsilon={own.epsilon:g} (delta={own.delta:g})")
+    lines += [
+        f"  run {charge.segment.number}, card {charge.segment.plan.card_hash[:12]}...: {charge.kind}, "
+        f"{charge.event.steps} steps, within its cap epsilon={charge.segment.plan.epsilon:g} "
+        f"(delta={charge.segment.plan.delta:g})"
+        for charge in ledger.losses()
+    ]
+    return "\n".join(lines)

@@ -6,11 +6,12 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 import json
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +19,7 @@ from fedprofile.common.cli import run_command, show
 
 if TYPE_CHECKING:
     from fedprofile.client.directory import TenantDirectory
+    from fedprofile.client.ledger_summary import LedgerSummary
 
 app = typer.Typer(
     name="flower-client",
@@ -61,6 +63,10 @@ def check(directory: Directory, as_json: AsJson = False) -> None:
     place = TenantDirectory(directory)
     invite, tenant = place.read_invite(), place.read_tenant_file()
     card = invite.read_card()
+    from fedprofile.client.agreement import claim_population
+    from fedprofile.client.registry import Registry
+
+    claim_population(place, tenant, Registry.of_user())
     from fedprofile.client.preview import preview
 
     found = preview(place, card, tenant)
@@ -70,12 +76,14 @@ def check(directory: Directory, as_json: AsJson = False) -> None:
 @app.command()
 def start(directory: Directory) -> None:
     """Wait for the operator's enrolment, then take part until the run ends."""
-    from fedprofile.client.agreement import read_agreement
+    from fedprofile.client.agreement import claim_population, read_agreement
     from fedprofile.client.directory import TenantDirectory
     from fedprofile.client.enrolment import read_key
+    from fedprofile.client.registry import Registry
 
     place = TenantDirectory(directory)
     agreement = read_agreement(place)
+    claim_population(place, agreement.tenant, Registry.of_user())
     key = read_key(place.key)
     with place.running():
         from fedprofile.client.records import ExampleSource
@@ -94,6 +102,10 @@ def start(directory: Directory) -> None:
 def budget(
     directory: Directory,
     release: Annotated[int | None, typer.Option("--show", metavar="N", help="The exact fields of release N.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute it with a second accountant.")] = False,
+    export: Annotated[Path | None, typer.Option("--export", metavar="FILE", help="Write it for an auditor.")] = None,
+    write_off: Annotated[bool, typer.Option("--write-off", help="Count lost entries as spent, for good.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Write off without being asked.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the ledger: what may be spent, what is spent, what is left. Works while `start` runs."""
@@ -101,23 +113,31 @@ def budget(
     from fedprofile.client.ledger_summary import summary
     from fedprofile.common.errors import ConfigError
 
+    if sum((release is not None, verify, export is not None, write_off)) > 1:
+        raise ConfigError("budget takes one of --show, --verify, --export and --write-off at a time.")
     place = TenantDirectory(directory)
+    if write_off:
+        _write_off(place, yes, as_json)
+        return
     if place.segment.exists():
         path = place.ledger_path(place.read_segment().ledger)
     else:
         population = place.read_tenant_file().population
         path = place.ledger_path(population.ledger or default_ledger(population.name))
     found = summary(path)
-    data = found.as_dict()
-    if release is None:
+    if verify:
+        _verify(found, as_json)
+    elif export is not None:
+        _export(found, export, as_json)
+    elif release is not None:
+        rows = [row for row in found.rows() if row["sequence"] == release]
+        if not rows:
+            raise ConfigError(f"--show {release}: the ledger has no such release; it has {len(found.releases)}.")
+        show("\n".join(f"{name:17}{json.dumps(value)}" for name, value in rows[0].items()), rows[0], as_json)
+    else:
         from fedprofile.client.budget_text import budget_text
 
-        show(budget_text(found), data, as_json)
-        return
-    rows = [row for row in _rows(data) if row["sequence"] == release]
-    if not rows:
-        raise ConfigError(f"--show {release}: the ledger has no such release; it has {len(_rows(data))}.")
-    show("\n".join(f"{name:17}{json.dumps(value)}" for name, value in rows[0].items()), rows[0], as_json)
+        show(budget_text(found), found.as_dict(), as_json)
 
 
 @app.command()
@@ -155,7 +175,7 @@ def _take_invite(place: "TenantDirectory", path: Path, as_json: bool) -> None:
     card = invite.read_card()
     fresh = not place.tenant_file.exists()
     if fresh:
-        write_private(place.tenant_file, tenant_template(card, invite.tenant).encode())
+        write_private(place.tenant_file, tenant_template(card).encode())
     edit = f"Edit {place.tenant_file}" if fresh else f"{place.tenant_file} was kept; look at it again"
     show(
         f"The invite for tenant '{invite.tenant}' to federation '{card.name}' is in {place.root}.\n"
@@ -176,7 +196,11 @@ def _agree(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
     invite, tenant = place.read_invite(), place.read_tenant_file()
     card, agreed = invite.read_card(), place.read_agreed_card()
     read_key(place.key)
-    from fedprofile.client.agreement import agree, card_text
+    from fedprofile.client.agreement import agree, card_text, claim_population
+    from fedprofile.client.registry import Registry
+
+    registry = Registry.of_user()
+    claim_population(place, tenant, registry)
     from fedprofile.client.preview import preview
 
     found = preview(place, card, tenant)
@@ -188,7 +212,7 @@ def _agree(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
         f"to population '{tenant.population.name}'?"
     ):
         raise PolicyRefusal("you did not agree; nothing was opened, written or sent.")
-    _, enrolment = agree(place, invite=invite, card=card, tenant=tenant, plan=found.plan)
+    _, enrolment = agree(place, invite=invite, card=card, tenant=tenant, plan=found.plan, registry=registry)
     show(
         f"Joined. Send {enrolment} to the operator (it holds no secret), then run:\n"
         f"  flower-client start --dir {place.root}",
@@ -197,9 +221,60 @@ def _agree(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
     )
 
 
-def _rows(data: dict[str, Any]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = data["releases"]
-    return rows
+def _verify(found: "LedgerSummary", as_json: bool) -> None:
+    from fedprofile.client.second_accountant import verify
+    from fedprofile.common.errors import BudgetRefusal
+
+    result = verify(found)
+    show(result.as_text(), result.as_dict(), as_json)
+    if result.problems:
+        raise BudgetRefusal(
+            f"the ledger of population '{found.population}' does not hold: {'; '.join(result.problems)}."
+        )
+
+
+def _export(found: "LedgerSummary", path: Path, as_json: bool) -> None:
+    from fedprofile.client.directory import write_private
+    from fedprofile.common.errors import ConfigError
+
+    try:
+        write_private(path, (json.dumps(found.for_auditor(), indent=2) + "\n").encode())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another --export.") from error
+    told = {"export": str(path), "releases": len(found.releases), "chain_holds": found.chain_holds}
+    show(
+        f"The ledger with {len(found.releases)} releases is in {path}. It holds no key and no user's data.",
+        told,
+        as_json,
+    )
+
+
+def _write_off(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
+    """Show what would be counted as spent, ask, and write it into the ledger."""
+    from fedprofile.client.agreement import open_behind
+    from fedprofile.client.budget_text import losses_text
+    from fedprofile.common.errors import ConfigError, PolicyRefusal
+
+    segment = place.read_segment()
+    with open_behind(place, segment) as ledger:
+        if not ledger.missing():
+            show("No entry is known to be missing; nothing was written.", {"written_off": [], "steps": 0}, as_json)
+            return
+        if not as_json:
+            print(losses_text(ledger, segment.plan))
+        if not yes:
+            if as_json or not sys.stdin.isatty():
+                raise ConfigError("budget --write-off asks on a terminal; give --yes where there is none.")
+            if not typer.confirm(f"Count this as spent for good, for population '{segment.population}'?"):
+                raise PolicyRefusal("you did not agree; nothing was written.")
+        ledger.open_segment(segment.plan)
+        entries = ledger.write_off()
+    steps = sum(entry.steps for entry in entries)
+    show(
+        f"Written off: {steps} steps in {len(entries)} entries. `flower-client start --dir {place.root}` can go on.",
+        {"written_off": [entry.sequence for entry in entries], "steps": steps},
+        as_json,
+    )
 
 
 def _logged(place: "TenantDirectory") -> Callable[[str], None]:

@@ -11,6 +11,8 @@ What the server can learn from it beyond the replies' content is bounded on purp
 - A request is journaled before its content is pulled (`fedprofile.client.journal`), and the server is told to forget
   the content only when the reply has left.
 - A client that was killed comes back at once and under its old node id, so that the request in flight stays valid.
+- A server that is away is waited for, until the run is known to be over: who has been handed the final adapter ends by
+  itself, even where the server ended, or was killed, before it could be told so.
 """
 
 import json
@@ -48,6 +50,7 @@ from fedprofile.client.transport import (
     MessageLimits,
     Retry,
     RunOverError,
+    ServerGoneError,
     StoppedError,
     TooLargeError,
 )
@@ -111,6 +114,7 @@ class Connection:
         reply_every: The reply grid in seconds.
         stop: Set when the process is to end.
         say: Takes plain lines for the tenant.
+        over: Whether the run is known to be over.
     """
 
     def __init__(
@@ -125,6 +129,7 @@ class Connection:
         reply_every: float,
         stop: threading.Event,
         say: Callable[[str], None],
+        over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._public_key = public_key_to_bytes(key.public_key())
         self._node_file, self._journal = node_file, journal
@@ -133,12 +138,12 @@ class Connection:
         self._heart = BoundedFleetClient(address=address, ca=ca, key=key, limit=limits.answer_bytes)
         self._wake_heart = threading.Event()
         self._returned = threading.Event()
-        self._call = Retry(stop, say, on_return=self._returned.set)
+        self._call = Retry(stop, say, on_return=self._returned.set, over=over)
         self._exchange = Exchange(self._client, self._call, limits, stop)
         self._node = Node()
 
     def serve(self, handler: Handler) -> None:
-        """Take part until the handler says that it is over.
+        """Take part until the handler says that it is over, or the run is and the server has gone.
 
         Args:
             handler: Answers requests, one at a time, in this thread.
@@ -147,24 +152,30 @@ class Connection:
             StoppedError: The process is to end.
             httpx.HTTPStatusError: The server refuses the protocol itself.
         """
-        with self._online():
-            over = self._resume(handler)
-            while not over:
-                try:
-                    if self._returned.is_set():
-                        # What the server handed out while the connection broke is handed out again.
-                        self._returned.clear()
-                        self._enter()
-                    envelope = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node))
-                    if envelope.messages_list:
-                        self._journal.keep(envelope)
-                        over = self._respond(envelope, handler)
-                    elif self._stop.wait(poll_interval(self._reply_every)):
-                        raise StoppedError
-                except KeyRefusedError:
-                    self._say("the server no longer accepts this tenant's key.")
+        try:
+            with self._online():
+                self._converse(handler)
+        except ServerGoneError:
+            self._say("the run is over, and the server has gone; nothing more is waited for.")
+
+    def _converse(self, handler: Handler) -> None:
+        over = self._resume(handler)
+        while not over:
+            try:
+                if self._returned.is_set():
+                    # What the server handed out while the connection broke is handed out again.
+                    self._returned.clear()
                     self._enter()
-                    over = self._resume(handler)
+                envelope = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node))
+                if envelope.messages_list:
+                    self._journal.keep(envelope)
+                    over = self._respond(envelope, handler)
+                elif self._stop.wait(poll_interval(self._reply_every)):
+                    raise StoppedError
+            except KeyRefusedError:
+                self._say("the server no longer accepts this tenant's key.")
+                self._enter()
+                over = self._resume(handler)
 
     @contextmanager
     def _online(self) -> Iterator[None]:

@@ -7,16 +7,19 @@
     secret                   what the prefix cache's keys are made with
     node.json journal/       the connection's state: node id, the request in flight
     outbox/ cache/           finished replies, frozen activations
+    marks/                   how far the ledger had come at the last reservation (`fedprofile.client.high_water`)
     adapters/                adapters received, with latest.json
     client.log lock          the local log, and the mark that `start` runs
 
-The ledger is not in it: it belongs to the data (PRIVACY.md, "Budget").
+The ledger is not in it: it belongs to the data, and deleting the directory must not give its users a new budget. A
+ledger's path that leads inside, through symbolic links or not, is refused wherever it is used.
 """
 
 import fcntl
 import json
 import os
 import secrets
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +57,8 @@ class LatestAdapter(Frozen):
     card_hash: Sha256
     file: str = Field(pattern=r"^round-\d{4,}\.safetensors$")
     arrays_hash: Sha256
+    final: bool = False
+    """Whether it was handed over as the run's result."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,11 @@ class TenantDirectory:
         return self.root / "outbox"
 
     @property
+    def marks(self) -> Path:
+        """How far the ledger had come, outside its own file."""
+        return self.root / "marks"
+
+    @property
     def cache(self) -> Path:
         """Frozen activations."""
         return self.root / "cache"
@@ -147,10 +157,18 @@ class TenantDirectory:
         """The tenant file.
 
         Raises:
-            ConfigError: See `fedprofile.common.config.load_toml`.
+            ConfigError: The population has no name yet, or see `fedprofile.common.config.load_toml`.
         """
         self._require(self.tenant_file, "run `flower-client join FILE.invite --dir` first")
-        return load_tenant_file(self.tenant_file)
+        try:
+            return load_tenant_file(self.tenant_file)
+        except ConfigError:
+            if _has_no_population(self.tenant_file):
+                raise ConfigError(
+                    f"{self.tenant_file}: population.name is empty; type a name for the users in this data, and the "
+                    "same one in every directory and federation over them: their one budget goes by it."
+                ) from None
+            raise
 
     def read_agreed_card(self) -> FederationCard | None:
         """The card that the tenant agreed to, None before the first agreement."""
@@ -165,12 +183,12 @@ class TenantDirectory:
             ConfigError: The tenant has not joined.
         """
         self._require(self.segment, f"run `flower-client join --dir {self.root}` to agree to the card first")
-        return _read_json(self.segment, SegmentFile)
+        return read_model(self.segment, SegmentFile)
 
     def read_latest_adapter(self) -> LatestAdapter | None:
         """The newest adapter's entry, None while none has come."""
         path = self.adapters / "latest.json"
-        return _read_json(path, LatestAdapter) if path.exists() else None
+        return read_model(path, LatestAdapter) if path.exists() else None
 
     def secret(self) -> bytes:
         """32 random bytes of this tenant, made at the first call."""
@@ -180,8 +198,24 @@ class TenantDirectory:
         return path.read_bytes()
 
     def ledger_path(self, ledger: Path) -> Path:
-        """A ledger's path, where it may be relative to the directory."""
-        return self.root / ledger
+        """Where a ledger lies.
+
+        Args:
+            ledger: Absolute, or relative to the directory.
+
+        Returns:
+            The absolute path without symbolic links.
+
+        Raises:
+            ConfigError: It lies inside the directory: deleting the directory would reset its users' budget.
+        """
+        path = (self.root / ledger).resolve()
+        if path.is_relative_to(self.root.resolve()):
+            raise ConfigError(
+                f"population.ledger: {path} lies inside the tenant's directory, and a budget must outlive it; give a "
+                f"path outside of {self.root}, or leave population.ledger out."
+            )
+        return path
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -216,9 +250,14 @@ def default_ledger(population: str) -> Path:
     Returns:
         `$XDG_STATE_HOME/fedprofile/populations/NAME.sqlite`, absolute.
     """
+    return populations_folder() / f"{population}.sqlite"
+
+
+def populations_folder() -> Path:
+    """`$XDG_STATE_HOME/fedprofile/populations`, absolute: default ledgers, and the registry of all of them."""
     state = os.environ.get("XDG_STATE_HOME", "")
     base = Path(state) if state and Path(state).is_absolute() else Path.home() / ".local" / "state"
-    return base / "fedprofile" / "populations" / f"{population}.sqlite"
+    return base / "fedprofile" / "populations"
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -257,8 +296,28 @@ def write_model(path: Path, model: Frozen) -> None:
     write_private(path, (model.model_dump_json(indent=2) + "\n").encode())
 
 
-def _read_json(path: Path, model: type[Model]) -> Model:
+def read_model(path: Path, model: type[Model]) -> Model:
+    """Read a small object that `write_model` wrote.
+
+    Args:
+        path: The file.
+        model: Its type.
+
+    Returns:
+        The object.
+
+    Raises:
+        ConfigError: It cannot be read, or is not one.
+    """
     try:
         return validate(json.loads(path.read_bytes()), model, str(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({type(error).__name__}); restore it or join again.") from error
+
+
+def _has_no_population(path: Path) -> bool:
+    """Whether a tenant file still has the template's empty name."""
+    try:
+        return bool(tomllib.loads(path.read_text(encoding="utf-8"))["population"]["name"] == "")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

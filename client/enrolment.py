@@ -1,5 +1,6 @@
 """Joining: the tenant's key, and the enrolment file that it signs with it."""
 
+import unicodedata
 from pathlib import Path
 
 from cryptography import x509
@@ -18,6 +19,9 @@ from fedprofile.common.enrolment import (
 )
 from fedprofile.common.errors import ConfigError
 
+_TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Unicode's signs that turn the reading direction around."""
+
 
 def accept_invite(directory: TenantDirectory, path: Path) -> Invite:
     """Put an invite into a tenant's directory, and make the key where there is none.
@@ -33,11 +37,15 @@ def accept_invite(directory: TenantDirectory, path: Path) -> Invite:
         The invite.
 
     Raises:
-        ConfigError: The file is not an invite, its card does not fit its hash, its CA is not a certificate, or the
-            directory belongs to another tenant.
+        ConfigError: The file is not an invite, its card does not fit its hash or holds control characters, its CA is
+            not a certificate, or the directory belongs to another tenant.
     """
     invite = read_exchanged(path, Invite)
-    invite.read_card()
+    try:
+        card = invite.read_card()
+    except UnicodeError:
+        raise ConfigError(f"{path}: the card's text is not Unicode; ask the operator for a new invite.") from None
+    refuse_control_characters(path, {"address": invite.address, "card": card.model_dump(mode="json")})
     try:
         x509.load_pem_x509_certificate(invite.ca.encode())
     except ValueError:
@@ -52,6 +60,36 @@ def accept_invite(directory: TenantDirectory, path: Path) -> Invite:
         make_key(directory.key)
     write_private(directory.invite, file_text(invite).encode())
     return invite
+
+
+def refuse_control_characters(path: Path, value: object, place: str = "") -> None:
+    """Refuse text that could break out of the line it is shown in, or turn it around.
+
+    The card's texts are shown on the tenant's terminal and written into its files. A line break, a terminal's escape
+    sequence or a sign that reverses the reading direction has no business there.
+
+    Args:
+        path: The file that it came in.
+        value: Text, or lists and tables of text.
+        place: Where in the file.
+
+    Raises:
+        ConfigError: There is one; named by its place and code, never shown.
+    """
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            refuse_control_characters(path, name, f"{place} (a name)")
+            refuse_control_characters(path, inner, f"{place}.{name}" if place else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            refuse_control_characters(path, inner, place)
+    elif isinstance(value, str):
+        for one in value:
+            if unicodedata.category(one) in ("Cc", "Zl", "Zp") or unicodedata.bidirectional(one) in _TURNING:
+                raise ConfigError(
+                    f"{path}: {place} holds the control character U+{ord(one):04X}; ask the operator for an invite "
+                    "without."
+                )
 
 
 def make_key(path: Path) -> None:

@@ -9,22 +9,23 @@ Guarantees, each with a test:
     - segments' epsilons and deltas add and never exceed the life's budget, each charged in full when opened;
     - inside a segment nothing is reserved beyond its caps;
     - the evaluation key and fraction are fixed when the ledger is made;
-    - a ledger that is behind what the server has seen, or has another history, is noticed.
+    - a ledger that is behind what the server has seen, or has another history, is noticed;
+    - so is one that is behind the marks beside it (`fedprofile.client.high_water`), whatever the server shows, also
+      where the file was replaced while it was open; from then on nothing is reserved;
+    - a reply whose entry is not in the ledger is not sent;
+    - lost entries can be written off, by a person (`fedprofile.client.write_off`).
 """
 
-import hashlib
-import hmac
 import os
 import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Self
 
-from fedprofile.client.ledger_file import check_same, connect, create, lock_file, sync_folder
+from fedprofile.client.high_water import HighWater
+from fedprofile.client.ledger_file import check_same, connect, create, lock_file, require_format, sync_folder
+from fedprofile.client.ledger_history import LedgerHistory
 from fedprofile.client.ledger_schema import (
     EVALUATE,
     TRAIN,
@@ -32,30 +33,27 @@ from fedprofile.client.ledger_schema import (
     Segment,
     append_entry,
     insert,
-    last_mark,
     now,
     read_segments,
     used_steps,
 )
+from fedprofile.client.sampling import is_evaluation_user
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import MechanismEvent
-from fedprofile.common.errors import BudgetRefusal, ConfigError, LedgerBehindError, RefusalCode
-from fedprofile.common.messages import GENESIS, Kind, LedgerMark
+from fedprofile.common.errors import BudgetRefusal, ConfigError, RefusalCode
+from fedprofile.common.messages import Kind
 
 _TOLERANCE = 1 + 1e-9
 """For adding shares such as 0.1 in floating point."""
 
 
-class Ledger:
+class Ledger(LedgerHistory):
     """The one writer of a ledger's file. Make it with `Ledger.open`; `close` it, or use it as a context."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, lock: int) -> None:
-        self.path = path
-        self._connection = connection
-        self._lock = lock
-        self._serial = threading.RLock()
         row = connection.execute("SELECT name, epsilon, delta, evaluation_users, key FROM population").fetchone()
-        self.population: str = row[0]
+        super().__init__(path, connection, row[0])
+        self._lock = lock
         self.epsilon: float = row[1]
         self.delta: float = row[2]
         self.evaluation_users: float = row[3]
@@ -71,25 +69,33 @@ class Ledger:
         delta: float,
         evaluation_users: float,
         split_key: bytes | None = None,
+        marks: Path | None = None,
+        new: bool = True,
     ) -> "Ledger":
-        """Open a population's ledger for writing; make it where there is none.
+        """Open a population's ledger for writing.
 
         Args:
-            path: The file.
+            path: The file; symbolic links are followed first, so that all of them share one lock.
             population: The name that it must carry.
             epsilon: The life's budget; fixed when the ledger is made.
             delta: The life's budget.
             evaluation_users: Fraction of users who are only evaluated; fixed when the ledger is made.
             split_key: Key of the split when the ledger is made; None draws one. For rehearsals only.
+            marks: Folder of the tenant's `HighWater`, compared with now and at every reservation; None keeps none.
+            new: Whether a ledger is made where there is none.
 
         Returns:
             The ledger, locked until it is closed.
 
         Raises:
-            ConfigError: Another process writes to it, it cannot be opened, it is another population's, it was
-                edited, or the budget or the fraction differs from what it was made with.
+            ConfigError: Another process writes to it, it cannot be opened, it has a second name, it is another
+                population's, it was edited, the budget or the fraction differs from what it was made with, or it is
+                not there and `new` is false.
+            LedgerBehindError: It is older than the tenant's marks.
         """
-        path = path.absolute()
+        path = path.resolve()
+        if not new and not path.exists():
+            raise missing_ledger(path, population)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = lock_file(path)
@@ -101,11 +107,16 @@ class Ledger:
             connection = connect(path)
             try:
                 if not connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchone():
+                    if not new:
+                        raise missing_ledger(path, population)
                     key = os.urandom(32) if split_key is None else split_key
                     create(connection, population, epsilon, delta, evaluation_users, key)
                     sync_folder(path.parent)
+                require_format(path, connection)
                 ledger = cls(path, connection, lock)
                 check_same(path, connection, population, epsilon, delta, evaluation_users)
+                if marks is not None:
+                    ledger.keep_marks(HighWater(marks, population))
             except BaseException:
                 connection.close()
                 raise
@@ -148,14 +159,17 @@ class Ledger:
             insert(self._connection, "segments", {"number": number, **asdict(plan), "opened": opened})
             return Segment(number, plan, opened)
 
+    def segments(self) -> list[Segment]:
+        """All segments, in the order in which they were opened."""
+        with self._serial:
+            return read_segments(self._connection)
+
     def segment_of(self, plan: SegmentPlan) -> Segment | None:
         """The open segment with a plan's card and settings, if there is one."""
-        with self._serial:
-            found = (segment for segment in read_segments(self._connection) if segment.plan.settings == plan.settings)
-            return next(found, None)
+        return next((segment for segment in self.segments() if segment.plan.settings == plan.settings), None)
 
     def reserve(self, segment: Segment, kind: Kind, round_number: int, question: str) -> Entry:
-        """Write down what a release may cost. When this returns, the entry is on the disk.
+        """Write down what a release may cost. When this returns, the entry and the mark beside it are on the disk.
 
         Args:
             segment: Of the run.
@@ -168,100 +182,43 @@ class Ledger:
 
         Raises:
             BudgetRefusal: The segment's cap would be exceeded; nothing is written.
+            LedgerBehindError: The file was replaced since it was opened, or entries are known to be missing.
         """
+        with self._serial:
+            self._require_newest()
+            with self._transaction():
+                name, event = self._within_cap(segment, kind, round_number)
+                entry = append_entry(self._connection, segment.number, name, round_number, question, event)
+            self._keep_mark(entry)
+            return entry
+
+    def check_cap(self, segment: Segment, kind: Kind, round_number: int) -> None:
+        """Refuse what `reserve` would refuse, without reserving: before the data is looked at, so that a refusal by
+        budget cannot depend on it.
+
+        Args:
+            segment: Of the run.
+            kind: As for `reserve`.
+            round_number: Of the request.
+
+        Raises:
+            BudgetRefusal: The segment's cap would be exceeded.
+        """
+        with self._serial:
+            self._within_cap(segment, kind, round_number)
+
+    def _within_cap(self, segment: Segment, kind: Kind, round_number: int) -> tuple[str, MechanismEvent]:
         plan = segment.plan
         event, cap = (plan.train_event, plan.cap_steps) if kind is Kind.TRAIN else (plan.table_event, plan.cap_tables)
         name = TRAIN if kind is Kind.TRAIN else EVALUATE
-        with self._transaction():
-            used = used_steps(self._connection, segment.number, name)
-            if used + event.steps > cap:
-                raise BudgetRefusal(
-                    f"{name} of round {round_number}: {used} + {event.steps} steps would exceed the {cap} of segment "
-                    f"{segment.number} (epsilon={plan.epsilon:g}, delta={plan.delta:g}, population "
-                    f"'{self.population}'); this run's share is spent."
-                )
-            sequence = self.mark().sequence + 1
-            return append_entry(self._connection, sequence, segment.number, name, round_number, question, event)
-
-    def mark_released(self, sequence: int, payload: str) -> None:
-        """Note what an entry's release was; the first note stays.
-
-        Args:
-            sequence: The entry's.
-            payload: SHA-256 of the released arrays.
-        """
-        with self._transaction():
-            self._connection.execute("INSERT OR IGNORE INTO released VALUES (?, ?)", (sequence, payload))
-
-    def mark(self) -> LedgerMark:
-        """How far the ledger has come."""
-        with self._serial:
-            return last_mark(self._connection)
-
-    def check_mark(self, seen: LedgerMark) -> None:
-        """Compare with what the server has seen of this ledger. Never writes an entry.
-
-        Args:
-            seen: From a request.
-
-        Raises:
-            LedgerBehindError: The file is older than that, or has another history.
-        """
-        if seen == LedgerMark():
-            return
-        with self._transaction():
-            known = self._connection.execute(
-                "SELECT 1 FROM entries WHERE sequence = :s AND head = :h UNION ALL "
-                "SELECT 1 FROM foreign_marks WHERE sequence = :s AND head = :h AND accepted",
-                {"s": seen.sequence, "h": seen.head},
-            ).fetchone()
-            if known:
-                return
-            self._connection.execute("DELETE FROM foreign_marks WHERE NOT accepted")
-            self._connection.execute("INSERT INTO foreign_marks VALUES (?, ?, 0)", (seen.sequence, seen.head))
-        raise LedgerBehindError(
-            f"{self.path.name} of population '{self.population}' ends at entry {self.mark().sequence}, and the server "
-            f"has seen entry {seen.sequence} of another or newer copy: restore the newest copy; if it is lost, "
-            f"`flower-client budget --write-off` counts the missing entries as spent."
-        )
-
-    def write_off(self, segment: Segment) -> tuple[Entry, ...]:
-        """Count releases as spent whose entries were lost: a person's act, never a request's.
-
-        Every entry that the server may have seen and this file may lack counts both as a training and as a table,
-        since nobody can say which it was; more than the segment's caps cannot have been released.
-
-        Args:
-            segment: In which the lost entries were.
-
-        Returns:
-            The new entries, none where nothing is missing.
-        """
-        plan = segment.plan
-        with self._transaction():
-            rows = self._connection.execute("SELECT sequence FROM foreign_marks WHERE NOT accepted").fetchall()
-            if not rows:
-                return ()
-            own, seen = self.mark().sequence, max(row[0] for row in rows)
-            # Behind: what follows the own end is missing. Another history of the same length or less: perhaps all.
-            missing = seen - own if seen > own else seen
-            sequence = max(own, seen)
-            entries: list[Entry] = []
-            for name, event, cap in (
-                (TRAIN, plan.train_event, plan.cap_steps),
-                (EVALUATE, plan.table_event, plan.cap_tables),
-            ):
-                steps = min(missing * event.steps, cap - used_steps(self._connection, segment.number, name))
-                if steps > 0:
-                    sequence += 1
-                    cost = MechanismEvent(event.sample_rate, event.noise_multiplier, steps)
-                    entries.append(
-                        append_entry(
-                            self._connection, sequence, segment.number, name, 0, GENESIS, cost, written_off=True
-                        )
-                    )
-            self._connection.execute("UPDATE foreign_marks SET accepted = 1")
-            return tuple(entries)
+        used = used_steps(self._connection, segment.number, name)
+        if used + event.steps > cap:
+            raise BudgetRefusal(
+                f"{name} of round {round_number}: {used} + {event.steps} steps would exceed the {cap} of segment "
+                f"{segment.number} (epsilon={plan.epsilon:g}, delta={plan.delta:g}, population "
+                f"'{self.population}'); this run's share is spent."
+            )
+        return name, event
 
     def rounds_on(self, day: date) -> int:
         """How many trainings were reserved on one day (UTC)."""
@@ -278,12 +235,7 @@ class Ledger:
 
     def evaluation_user(self, user: str) -> bool:
         """Whether a user is only ever evaluated. The same answer for the ledger's whole life."""
-        digest = hmac.digest(self._key, b"evaluation\0" + user.encode(), hashlib.sha256)
-        return int.from_bytes(digest[:8], "big") < self.evaluation_users * 2**64
-
-    def pseudonym(self, user: str) -> bytes:
-        """16 bytes that stand for a user on this machine and mean nothing without the ledger's key."""
-        return hmac.digest(self._key, b"pseudonym\0" + user.encode(), hashlib.sha256)[:16]
+        return is_evaluation_user(user, self._key, self.evaluation_users)
 
     def close(self) -> None:
         """Let go of the file; another process may write to it from here on."""
@@ -299,14 +251,18 @@ class Ledger:
     def __exit__(self, *details: object) -> None:
         self.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._serial:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+
+def missing_ledger(path: Path, population: str) -> ConfigError:
+    """What to say where a ledger is gone: a new one would be a new budget.
+
+    Args:
+        path: Where it was.
+        population: Whose it was.
+
+    Returns:
+        The error to raise.
+    """
+    return ConfigError(
+        f"{path}: the ledger of population '{population}' is not there; restore its newest copy. Going on without it "
+        "would forget what was released before."
+    )

@@ -1,4 +1,9 @@
-"""How the ledger's file is locked, opened and made."""
+"""How the ledger's file is locked, opened and made.
+
+One file has one lock, whatever it is called: a path is resolved before anything else, so that symbolic links lead to
+the same lock, and a file with a second name (a hard link, as some backup tools make) is refused, because each name
+would have a lock and a write-ahead log of its own, and the two would count the same budget twice.
+"""
 
 import fcntl
 import os
@@ -42,9 +47,22 @@ def connect(path: Path) -> sqlite3.Connection:
 
     Returns:
         The connection; transactions are the caller's.
+
+    Raises:
+        ConfigError: The file has a second name.
+        OSError: It cannot be opened.
     """
     # SQLite would make the file with the process's umask; it holds a key.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        names = os.fstat(descriptor).st_nlink
+    finally:
+        os.close(descriptor)
+    if names > 1:
+        raise ConfigError(
+            f"{path}: has {names} names (hard links), and each would be a ledger of its own; remove the other name, or "
+            f"put a copy in this one's place (cp, then mv)."
+        )
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "fullfsync = 1", "foreign_keys = 1"):
         connection.execute(f"PRAGMA {pragma}")
@@ -59,6 +77,20 @@ def create(
     values = (FORMAT, population, epsilon, delta, evaluation_users, key)
     connection.execute("INSERT INTO population VALUES (?, ?, ?, ?, ?, ?)", values)
     connection.execute("COMMIT")
+
+
+def require_format(path: Path, connection: sqlite3.Connection) -> None:
+    """Refuse a ledger of another version.
+
+    Raises:
+        ConfigError: It is of another format.
+    """
+    found = connection.execute("SELECT format FROM population").fetchone()[0]
+    if found != FORMAT:
+        raise ConfigError(
+            f"{path}: is a ledger of format {found}, and this version reads format {FORMAT}; use the version that "
+            f"made it."
+        )
 
 
 def check_same(

@@ -2,10 +2,16 @@
 
 The chain makes an entry's hash cover everything before it, so that an edited or shortened ledger no longer matches
 its own hashes or the mark that the server has seen.
+
+Why every entry has a salt: the chain's hash travels with the reply, and all else that it covers can be guessed. Without
+the salt a server could try each second, sample rate and run number until the hash fits, and so learn when the
+reservation was made (which follows from how long the data took to read) and how a tenant samples. With 16 secret random
+bytes in each hash it can only compare: the same hash is the same history.
 """
 
 import hashlib
 import json
+import secrets
 import sqlite3
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -14,7 +20,9 @@ from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import MechanismEvent
 from fedprofile.common.messages import GENESIS, LedgerMark
 
-FORMAT = 1
+FORMAT = 2
+
+SALT_BYTES = 16
 
 TRAIN = "train"
 EVALUATE = "evaluate"
@@ -33,12 +41,13 @@ CREATE TABLE segments (
 CREATE TABLE entries (
     sequence INTEGER PRIMARY KEY, segment INTEGER NOT NULL REFERENCES segments (number), kind TEXT NOT NULL,
     round INTEGER NOT NULL, question TEXT NOT NULL, sample_rate REAL NOT NULL, noise_multiplier REAL NOT NULL,
-    steps INTEGER NOT NULL, time TEXT NOT NULL, written_off INTEGER NOT NULL, head TEXT NOT NULL
+    steps INTEGER NOT NULL, time TEXT NOT NULL, written_off INTEGER NOT NULL, salt TEXT NOT NULL,
+    head TEXT NOT NULL
 );
 CREATE TABLE released (sequence INTEGER PRIMARY KEY REFERENCES entries (sequence), payload TEXT NOT NULL);
 CREATE TABLE refused (code TEXT PRIMARY KEY, count INTEGER NOT NULL);
-CREATE TABLE foreign_marks (sequence INTEGER NOT NULL, head TEXT NOT NULL, accepted INTEGER NOT NULL,
-    PRIMARY KEY (sequence, head));
+CREATE TABLE foreign_marks (sequence INTEGER NOT NULL, head TEXT NOT NULL, common INTEGER NOT NULL,
+    accepted INTEGER NOT NULL, PRIMARY KEY (sequence, head));
 """
 
 
@@ -66,6 +75,7 @@ class Entry:
         steps: How many steps of the mechanism.
         time: UTC, ISO 8601.
         written_off: Whether it stands for releases whose entries were lost.
+        salt: 16 random bytes in hexadecimal digits; never leaves with a reply.
         head: The chain's hash up to and with this entry.
     """
 
@@ -79,6 +89,7 @@ class Entry:
     steps: int
     time: str
     written_off: bool
+    salt: str
     head: str
 
     @property
@@ -140,7 +151,6 @@ def insert(connection: sqlite3.Connection, table: str, values: dict[str, object]
 
 def append_entry(
     connection: sqlite3.Connection,
-    sequence: int,
     segment: int,
     kind: str,
     round_number: int,
@@ -151,7 +161,7 @@ def append_entry(
 ) -> Entry:
     """Add an entry to the end of the chain, in the caller's transaction."""
     values: dict[str, object] = {
-        "sequence": sequence,
+        "sequence": _next_sequence(connection),
         "segment": segment,
         "kind": kind,
         "round": round_number,
@@ -161,6 +171,7 @@ def append_entry(
         "steps": event.steps,
         "time": now(),
         "written_off": written_off,
+        "salt": secrets.token_hex(SALT_BYTES),
     }
     values["head"] = chained(last_mark(connection).head, **values)
     insert(connection, "entries", values)
@@ -171,6 +182,18 @@ def last_mark(connection: sqlite3.Connection) -> LedgerMark:
     """The end of the chain."""
     row = connection.execute("SELECT sequence, head FROM entries ORDER BY sequence DESC LIMIT 1").fetchone()
     return LedgerMark(*row) if row else LedgerMark()
+
+
+def _next_sequence(connection: sqlite3.Connection) -> int:
+    """One more than every number that is taken, here or in a history whose loss was written off."""
+    query = "SELECT coalesce(max(sequence), 0) FROM foreign_marks WHERE accepted"
+    return max(last_mark(connection).sequence, int(connection.execute(query).fetchone()[0])) + 1
+
+
+def holds_entry(connection: sqlite3.Connection, mark: LedgerMark) -> bool:
+    """Whether exactly this entry is in the ledger; then everything before it is, too."""
+    query = "SELECT 1 FROM entries WHERE sequence = ? AND head = ?"
+    return connection.execute(query, (mark.sequence, mark.head)).fetchone() is not None
 
 
 def used_steps(connection: sqlite3.Connection, segment: int, kind: str) -> int:

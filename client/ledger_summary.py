@@ -9,7 +9,16 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedprofile.client.ledger_schema import EVALUATE, FORMAT, TRAIN, Entry, Segment, read_entries, read_segments
+from fedprofile.client.ledger_file import require_format
+from fedprofile.client.ledger_schema import (
+    EVALUATE,
+    TRAIN,
+    Entry,
+    Segment,
+    chain_holds,
+    read_entries,
+    read_segments,
+)
 from fedprofile.common.accounting import ACCOUNTED_SHARE, PrivacyLoss, compose
 from fedprofile.common.errors import ConfigError
 
@@ -24,15 +33,23 @@ class SegmentReading:
         segment: As opened.
         train: Composed over training users.
         evaluation: Composed over evaluation users.
-        steps: Training steps reserved.
-        tables: Tables reserved.
+        entries: Its releases.
     """
 
     segment: Segment
     train: PrivacyLoss
     evaluation: PrivacyLoss
-    steps: int
-    tables: int
+    entries: tuple[Entry, ...]
+
+    @property
+    def steps(self) -> int:
+        """Training steps reserved."""
+        return sum(entry.steps for entry in self.entries if entry.kind == TRAIN)
+
+    @property
+    def tables(self) -> int:
+        """Tables reserved."""
+        return sum(entry.steps for entry in self.entries if entry.kind == EVALUATE)
 
     @property
     def spent(self) -> PrivacyLoss:
@@ -73,6 +90,7 @@ class LedgerSummary:
         releases: All entries, by sequence.
         payloads: SHA-256 of what was released, by sequence.
         refusals: How often a request was refused, by code.
+        chain_holds: Whether every entry matches its hash and what stands before it.
     """
 
     population: str
@@ -81,6 +99,7 @@ class LedgerSummary:
     releases: tuple[Entry, ...]
     payloads: dict[int, str]
     refusals: dict[str, int]
+    chain_holds: bool
 
     @property
     def spent(self) -> PrivacyLoss:
@@ -100,6 +119,16 @@ class LedgerSummary:
         """Epsilon that the open segments hold and have not spent."""
         return sum(max(reading.segment.plan.epsilon - reading.spent.epsilon, 0.0) for reading in self.segments)
 
+    def for_auditor(self) -> Json:
+        """For a file that is shown to an auditor: everything of `as_dict`, and what the hash chain is checked with.
+
+        Each release has its salt, so that `fedprofile.client.ledger_schema.chained` gives its head from the one before;
+        the auditor can compare the heads with those that the server has seen. It holds neither the key that splits the
+        users nor anything of any user's. It does hold the time of every reservation, which the server must not learn.
+        """
+        releases = [{**row, "salt": entry.salt} for row, entry in zip(self.rows(), self.releases, strict=True)]
+        return {"format": 1, "chain_holds": self.chain_holds, **self.as_dict(), "releases": releases}
+
     def as_dict(self) -> Json:
         """For JSON; the contract of `flower-client budget --json`."""
         return {
@@ -118,24 +147,28 @@ class LedgerSummary:
             "refused": sum(self.refusals.values()),
             "refusals": self.refusals,
             "segments": [reading.as_dict() for reading in self.segments],
-            "releases": [
-                {
-                    "sequence": entry.sequence,
-                    "segment": entry.segment,
-                    "kind": entry.kind,
-                    "round": entry.round,
-                    "sample_rate": entry.sample_rate,
-                    "noise_multiplier": entry.noise_multiplier,
-                    "steps": entry.steps,
-                    "time": entry.time,
-                    "written_off": entry.written_off,
-                    "question": entry.question,
-                    "payload": self.payloads.get(entry.sequence),
-                    "head": entry.head,
-                }
-                for entry in self.releases
-            ],
+            "releases": self.rows(),
         }
+
+    def rows(self) -> list[Json]:
+        """Every release with the exact fields of its entry, for JSON."""
+        return [
+            {
+                "sequence": entry.sequence,
+                "segment": entry.segment,
+                "kind": entry.kind,
+                "round": entry.round,
+                "sample_rate": entry.sample_rate,
+                "noise_multiplier": entry.noise_multiplier,
+                "steps": entry.steps,
+                "time": entry.time,
+                "written_off": entry.written_off,
+                "question": entry.question,
+                "payload": self.payloads.get(entry.sequence),
+                "head": entry.head,
+            }
+            for entry in self.releases
+        ]
 
 
 def summary(path: Path) -> LedgerSummary:
@@ -156,11 +189,8 @@ def summary(path: Path) -> LedgerSummary:
     try:
         # One transaction, so that a writer's entry between two of these queries is in all of them or in none.
         connection.execute("BEGIN")
-        version, name, epsilon, delta = connection.execute(
-            "SELECT format, name, epsilon, delta FROM population"
-        ).fetchone()
-        if version != FORMAT:
-            raise ConfigError(f"{path}: is a ledger of format {version}, and this is format {FORMAT}.")
+        require_format(path, connection)
+        name, epsilon, delta = connection.execute("SELECT name, epsilon, delta FROM population").fetchone()
         segments, entries = read_segments(connection), read_entries(connection)
         payloads = dict(connection.execute("SELECT sequence, payload FROM released").fetchall())
         refusals = dict(connection.execute("SELECT code, count FROM refused ORDER BY code").fetchall())
@@ -175,6 +205,7 @@ def summary(path: Path) -> LedgerSummary:
         releases=tuple(entries),
         payloads=payloads,
         refusals=refusals,
+        chain_holds=chain_holds(entries),
     )
 
 
@@ -186,6 +217,5 @@ def _reading(segment: Segment, entries: list[Entry]) -> SegmentReading:
         segment=segment,
         train=compose(train, segment.plan.delta),
         evaluation=compose(tables, segment.plan.delta),
-        steps=sum(event.steps for event in train),
-        tables=sum(event.steps for event in tables),
+        entries=tuple(own),
     )

@@ -52,6 +52,7 @@ def participate(
                 reply_every=agreement.tenant.policy.reply_every,
                 stop=stop,
                 say=say,
+                over=lambda: site.over,
             ).serve(site)
         finally:
             site.close()

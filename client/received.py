@@ -19,27 +19,35 @@ class AdapterFolder:
     def __init__(self, directory: TenantDirectory, card_hash: str) -> None:
         self._directory, self._folder, self._card_hash = directory, directory.adapters, card_hash
 
-    def keep(self, arrays: Arrays, number: int) -> None:
+    def keep(self, arrays: Arrays, number: int, final: bool = False) -> None:
         """Store an adapter, unless it is the untrained start or older than what is there.
 
         Args:
             arrays: Checked.
             number: After which round.
+            final: Whether it is the run's result.
         """
         latest = self._directory.read_latest_adapter()
         if latest is not None and latest.card_hash == self._card_hash and latest.round > number:
             return
         digest = arrays_hash(arrays)
-        if number < 1 or (latest is not None and latest.arrays_hash == digest and latest.round == number):
+        if number < 1:
+            return
+        if latest is not None and (latest.arrays_hash, latest.round) == (digest, number) and latest.final >= final:
             return
         self._folder.mkdir(exist_ok=True, mode=0o700)
         name = f"round-{number:04d}.safetensors"
         write_arrays(self._folder / name, arrays)
-        entry = LatestAdapter(round=number, card_hash=self._card_hash, file=name, arrays_hash=digest)
+        entry = LatestAdapter(round=number, card_hash=self._card_hash, file=name, arrays_hash=digest, final=final)
         write_model(self._folder / "latest.json", entry)
         for old in sorted(self._folder.glob("round-*.safetensors"))[:-KEPT_ADAPTERS]:
             if old.name != name:
                 old.unlink(missing_ok=True)
+
+    def has_final(self) -> bool:
+        """Whether the run's result has come."""
+        latest = self._directory.read_latest_adapter()
+        return latest is not None and latest.card_hash == self._card_hash and latest.final
 
     def newest(self, layout: Layout) -> tuple[int, Arrays]:
         """The newest adapter.

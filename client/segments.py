@@ -5,6 +5,8 @@ stopping the server chooses, because each step's cost is known before the run an
 anything edited is another segment, and segments add (PRIVACY.md, "Budget").
 """
 
+import hashlib
+import json
 import math
 from dataclasses import asdict, dataclass
 
@@ -68,6 +70,11 @@ class SegmentPlan:
         """
         fields = asdict(self)
         return tuple(value for name, value in fields.items() if not name.endswith("noise_multiplier"))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the settings: a segment's name outside of its ledger."""
+        return hashlib.sha256(json.dumps(self.settings).encode()).hexdigest()
 
 
 def plan_segment(card: FederationCard, tenant: TenantFile) -> SegmentPlan:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,7 @@ class Site:
         model: The federation's model.
         adapters: Where received adapters are kept.
         say: Takes plain lines for the tenant.
+        over: Whether the run is over as far as this tenant knows: it was handed the final adapter, now or earlier.
     """
 
     card: FederationCard
@@ -59,10 +61,13 @@ class Site:
     model: ProfileModel
     adapters: AdapterFolder
     say: Say
+    over: bool = False
 
     def answer(self, request: Message) -> Message:
         """Turn a request into a reply."""
-        return self.app.answer(request)
+        reply = self.app.answer(request)
+        self.over |= request.metadata.message_type == Kind.DELIVER
+        return reply
 
     def sent(self, request: Message, reply: Message) -> bool:
         """After a reply has left: tell the tenant, keep the adapter; True when the run is over.
@@ -84,7 +89,6 @@ class Site:
                     self.ledger.check_mark(decoded.ledger)
             self.say(f"round {number}: {kind}: {_REASONS[code]}")
             return kind == Kind.DELIVER and code is RefusalCode.POLICY
-        self.app.sent(request)
         decoded = request_of(request)
         after = decoded.round - 1 if decoded.kind is Kind.TRAIN else decoded.round
         try:
@@ -137,6 +141,7 @@ def open_site(directory: TenantDirectory, agreement: Agreement, examples: Exampl
     Raises:
         ConfigError: The base model, the ledger or a file of the directory cannot be used.
         DataError: The source cannot be used.
+        ActivationError: The base model's activations of a record are not finite.
     """
     card, tenant, frozen = agreement.card, agreement.tenant, agreement.segment
     ledger = agreement.open_ledger(directory)
@@ -153,6 +158,10 @@ def open_site(directory: TenantDirectory, agreement: Agreement, examples: Exampl
         def refresh(records: EncodedRecords) -> None:
             cache.prune(records.tokens)
             cache.fill(records.tokens)
+            if wrong := len(np.unique(records.user[cache.broken(records.tokens)])):
+                _log.warning(
+                    "the base model's activations are not finite for %d users; these records count zero.", wrong
+                )
 
         source = RecordSource(
             examples=examples,
@@ -161,7 +170,10 @@ def open_site(directory: TenantDirectory, agreement: Agreement, examples: Exampl
             evaluation_user=ledger.evaluation_user,
             on_change=refresh,
         )
+        # Strictly, as nothing has been sent yet; what is wrong later leaves out the user whose it is.
+        examples.validate()
         found = source()
+        cache.check_finite([*found.training.tokens, *found.evaluation.tokens])
         say(
             f"ready: {len(found.training.users)} users to train on, {len(found.evaluation.users)} to evaluate on; "
             f"at most {agreement.cap}."
@@ -180,12 +192,12 @@ def open_site(directory: TenantDirectory, agreement: Agreement, examples: Exampl
             outbox=Outbox(directory.outbox),
             policy=Policy.of(tenant.policy),
             make_randomness=SecureRandomness,
-            on_adapter=adapters.keep,
+            on_adapter=partial(adapters.keep, final=True),
         )
     except BaseException:
         ledger.close()
         raise
-    return Site(card, tenant, ledger, segment, app, model, adapters, say)
+    return Site(card, tenant, ledger, segment, app, model, adapters, say, over=adapters.has_final())
 
 
 def _evaluator(model: ProfileModel, cache: PrefixCache, card: FederationCard, segment: Segment) -> PrivateEvaluator:

@@ -1,4 +1,9 @@
-"""The tenant.toml that `join` writes for a person to edit, fitted to the federation card."""
+"""The tenant.toml that `join` writes for a person to edit, fitted to the federation card.
+
+The card is the operator's, who is not trusted: whatever of it is written down here is escaped, so that no line break in
+a label can become a key of the tenant's own file. And the population has no name to begin with: the operator chooses
+the invite's names, and a tenant that took one over would have a second budget for the same users at the second invite.
+"""
 
 import json
 
@@ -7,21 +12,20 @@ from fedprofile.common.card import FederationCard
 DEFAULT_EPSILON = 3.0
 
 
-def tenant_template(card: FederationCard, tenant: str) -> str:
+def tenant_template(card: FederationCard) -> str:
     """A complete tenant file with every key explained.
 
     Args:
         card: The federation's card; its columns, labels and largest epsilon are listed.
-        tenant: The tenant's name; the population's name to begin with.
 
     Returns:
-        TOML that is valid as it stands and needs the person's own source, columns and numbers.
+        TOML that needs the person's own source, columns and numbers, and a name for the population.
     """
     task, history = card.task, card.history
     epsilon = min(DEFAULT_EPSILON, card.max_epsilon)
     group = "# group = ...   not used: the card has no group attribute"
     if task.group is not None:
-        values = ", ".join(task.group.values)
+        values = _listed(task.group.values)
         group = (
             f"# group = {_text(task.group.attribute)}   # for fairness tables; values: {values}; leave out to decline"
         )
@@ -49,8 +53,8 @@ def tenant_template(card: FederationCard, tenant: str) -> str:
             "# What the card needs, by the card's names:",
             *_needed(card),
             "[columns]",
-            'user = "user"                # whose row it is; protected as a whole',
-            f'label = "label"              # one of: {", ".join(task.labels)}',
+            'user = "user"                # whose row it is: text or whole numbers, the same for life; protected',
+            f'label = "label"              # one of: {_listed(task.labels)}',
             time if history.event else f"# {time}",
             '# event_time = "time"         # of [events], where it differs from time',
             group,
@@ -58,11 +62,14 @@ def tenant_template(card: FederationCard, tenant: str) -> str:
             '# protected = ["name"]        # columns that no template and no feature may name',
             "",
             "[population]",
-            f"name = {_text(tenant)}",
+            "# Type a name for the users in this data: letters, digits, '.', '_', '-'. It is theirs for life: give the",
+            "# same one in every directory and federation over the same users, because their one budget goes by it.",
+            'name = ""',
             "# A round number that you type; public. Never computed from the data, and it need not follow its growth.",
             "declared_users = 1000",
-            "# Where the ledger of this population lies; frozen at join. It outlives this directory.",
-            '# ledger = "populations/name.sqlite"',
+            "# Where their ledger lies; frozen at join. It must outlive this directory, so it cannot lie inside; by",
+            "# default it is NAME.sqlite in ~/.local/state/fedprofile/populations.",
+            '# ledger = "/srv/fedprofile/NAME.sqlite"',
             "",
             "# For the population's whole life, over every federation.",
             "# delta: 1e-6, or 1/(10 * declared_users) where that is smaller.",
@@ -105,10 +112,16 @@ def _needed(card: FederationCard) -> list[str]:
     if card.history.event:
         lines.append(f"#   text of an earlier event  {_text(card.history.event)}")
     lines += [f"#   number {_text(one.name)} from {one.low:g} to {one.high:g}" for one in card.features.numeric]
-    lines += [f"#   category {_text(one.name)}: {', '.join(one.values)}" for one in card.features.categorical]
+    lines += [f"#   category {_text(one.name)}: {_listed(one.values)}" for one in card.features.categorical]
     return lines
 
 
+def _listed(values: tuple[str, ...]) -> str:
+    """Values for a comment, as they stand inside of TOML strings."""
+    return ", ".join(_text(value)[1:-1] for value in values)
+
+
 def _text(value: str) -> str:
-    """A TOML string; JSON's escapes are TOML's."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """A TOML string; JSON's escapes are TOML's, and what does not print is escaped as well."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(one if one.isprintable() else f"\\U{ord(one):08x}" for one in text)

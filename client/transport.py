@@ -2,11 +2,13 @@
 
 What comes from the server is counted while it arrives and refused above a size known from the federation card; no
 redirect is followed and nothing is unpacked, so that neither a large nor a compressed answer can fill the memory.
-What does not get through is tried again for as long as the server is away.
+What does not get through is tried again for as long as the server is away, unless the run is known to be over: a
+server that has ended does not come back.
 """
 
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -23,6 +25,8 @@ HEADROOM = 2 << 20
 """Bytes of a message beside the arrays' values: the layout (at most 1 MiB), fields, headers."""
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 3.0
+FAREWELL = 5.0
+"""Seconds for which a server that is away is still tried once the run is over."""
 AWAY = frozenset({429, 502, 503, 504})
 FAULTS = 5
 """How often an internal error of the server is tried again."""
@@ -70,6 +74,10 @@ class RunOverError(Exception):
 
 class KeyRefusedError(Exception):
     """The server does not accept this key, or the clocks are too far apart."""
+
+
+class ServerGoneError(Exception):
+    """The run is over, and the server has been away for a while."""
 
 
 class StoppedError(BaseException):
@@ -129,10 +137,17 @@ class Retry:
         stop: Set when the process is to end.
         say: Takes plain lines for the tenant.
         on_return: Called when the server answers again after a failure.
+        over: Whether the run is known to be over, so that a server that is away need not be waited for.
     """
 
-    def __init__(self, stop: threading.Event, say: Callable[[str], None], on_return: Callable[[], None]) -> None:
-        self._stop, self._say, self._on_return = stop, say, on_return
+    def __init__(
+        self,
+        stop: threading.Event,
+        say: Callable[[str], None],
+        on_return: Callable[[], None],
+        over: Callable[[], bool],
+    ) -> None:
+        self._stop, self._say, self._on_return, self._over = stop, say, on_return, over
         self._away = False
 
     def __call__(self, function: Callable[[RequestT], ResponseT], request: RequestT) -> ResponseT:
@@ -148,10 +163,11 @@ class Retry:
         Raises:
             RunOverError: The request belongs to a run that is no longer running.
             KeyRefusedError: The server does not accept the key.
+            ServerGoneError: The run is over, and the server does not answer any more.
             StoppedError: The process is to end.
             httpx.HTTPStatusError: The server refused the request for another reason.
         """
-        pause, faults = FIRST_PAUSE, 0
+        pause, faults, began = FIRST_PAUSE, 0, time.monotonic()
         while not self._stop.is_set():
             try:
                 answer = function(request)
@@ -173,6 +189,8 @@ class Retry:
                     self._say("the server is back.")
                     self._on_return()
                 return answer
+            if self._over() and time.monotonic() - began >= FAREWELL:
+                raise ServerGoneError
             if not self._away:
                 self._away = True
                 self._say(f"cannot reach the server: {reason}; trying again until it answers.")

@@ -14,22 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedprofile.client.agreement import card_text, read_agreement
 from fedprofile.client.cli import app
 from fedprofile.client.directory import TenantDirectory, write_model
-from fedprofile.client.enrolment import read_key
+from fedprofile.client.enrolment import make_key, read_key
 from fedprofile.client.records import ExampleSource
 from fedprofile.client.tenant_template import tenant_template
 from fedprofile.common.card import FederationCard
 from fedprofile.common.cli import run_command
 from fedprofile.common.enrolment import Enrolment, Invite, file_text, read_exchanged
-from fedprofile.common.messages import TABLE, Arrays, Kind, LedgerMark, Request, refusal_of, reply_of
+from fedprofile.common.messages import TABLE, Arrays, Kind, LedgerMark, Request, content_of, refusal_of, reply_of
 from fedprofile.common.tenant import TenantFile
 from fedprofile.server.certificates import new_authority
 
 if TYPE_CHECKING:
     from tests.client.conftest import SuperLink
+
+    from fedprofile.client.site import Site
 
 CardData = Callable[..., dict[str, Any]]
 
@@ -47,7 +51,7 @@ group = "region"
 [population]
 name = "shop"
 declared_users = 50
-ledger = "populations/shop.sqlite"
+ledger = "../populations/shop.sqlite"
 [budget]
 epsilon = 8.0
 delta = 1e-4
@@ -72,6 +76,7 @@ class Home:
     ) -> None:
         self.root, self.card, self.base, self.template, self.capsys = root, card, base, template, capsys
         self.place = TenantDirectory(root)
+        self.ledger = root.parent / "populations" / "shop.sqlite"
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
         self.capsys.readouterr()
@@ -96,6 +101,9 @@ class Home:
     def joined(self, address: str = "localhost:1", ca: str = CA) -> None:
         """As after a join: a copy of a directory that has really joined."""
         shutil.copytree(self.template, self.root)
+        shutil.copytree(self.template.parent / "populations", self.ledger.parent)
+        if address != "localhost:1":
+            make_key(self.place.key)  # A server takes a key only once.
         write_model(self.place.invite, invite_for(self.card, address, ca))
 
 
@@ -125,19 +133,27 @@ def joined_folder(card: FederationCard, tiny_base: Path, tmp_path_factory: pytes
     folder = tmp_path_factory.mktemp("joined")
     root = folder / "shop"
     (folder / "shop.invite").write_text(file_text(invite_for(card)))
-    for arguments in ([str(folder / "shop.invite")], ["--yes"]):
-        with pytest.raises(SystemExit) as ended:
-            run_command(app, "flower-client", ["join", *arguments, "--dir", str(root)])
-        assert ended.value.code == 0
-        (root / "tenant.toml").write_text(TENANT.format(base=tiny_base))
-        (root / "visits.csv").write_text(visits())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder / "state"))
+        for arguments in ([str(folder / "shop.invite")], ["--yes"]):
+            with pytest.raises(SystemExit) as ended:
+                run_command(app, "flower-client", ["join", *arguments, "--dir", str(root)])
+            assert ended.value.code == 0
+            (root / "tenant.toml").write_text(TENANT.format(base=tiny_base))
+            (root / "visits.csv").write_text(visits())
     return root
 
 
 @pytest.fixture
 def home(
-    tmp_path: Path, card: FederationCard, tiny_base: Path, joined_folder: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    card: FederationCard,
+    tiny_base: Path,
+    joined_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Home:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return Home(tmp_path / "shop", card, tiny_base, joined_folder, capsys)
 
 
@@ -149,7 +165,11 @@ def test_the_invite_gives_a_key_and_a_template(home: Home) -> None:
     assert home.root.stat().st_mode & 0o777 == 0o700
     template = home.place.tenant_file.read_text()
     assert "visits" in template and "phone, desk" in template and "north, south" in template
-    TenantFile.model_validate(tomllib.loads(template))
+    home.write_data()
+    for command in (["check"], ["join", "--yes"]):
+        code, _, err = home.run(*command, "--dir", str(home.root))
+        assert code == 2 and "population.name is empty; type a name for the users in this data" in err
+    TenantFile.model_validate(tomllib.loads(template.replace('name = ""', 'name = "shop"')))
     key = home.place.key.read_bytes()
     home.place.tenant_file.write_text("# mine")
     assert home.run("join", str(home.invite()), "--dir", str(home.root))[0] == 0
@@ -159,8 +179,8 @@ def test_the_invite_gives_a_key_and_a_template(home: Home) -> None:
 
 def test_every_key_of_the_template_is_known(home: Home) -> None:
     """What is commented out must be right as well."""
-    template = re.sub(r"^# (\w+ = |\[\w+\])", r"\1", tenant_template(home.card, "shop"), flags=re.MULTILINE)
-    parsed = tomllib.loads(template.replace("card_name", "visits"))
+    template = re.sub(r"^# (\w+ = |\[\w+\])", r"\1", tenant_template(home.card), flags=re.MULTILINE)
+    parsed = tomllib.loads(template.replace("card_name", "visits").replace('name = ""', 'name = "shop"'))
     assert parsed["base"] == {"path": "model"}
     assert parsed["events"] == {"kind": "csv", "path": "events.csv"}
     assert {"spare_rounds", "delta"} <= set(parsed["run"]) and "until" in parsed["policy"]
@@ -174,8 +194,10 @@ def test_joining(home: Home) -> None:
     assert enrolment.verified_key() == public
     assert (enrolment.declared_users, enrolment.card_hash) == (50, home.card.hash)
     assert (enrolment.promise.epsilon, enrolment.promise.delta) == (4.0, 5e-5)
-    text = (home.root / "shop.enroll").read_text()
-    assert "40" not in text  # The real number of users stays here.
+    # The real number of users (40) stays here, and so does everything else that has no field.
+    fields = json.loads((home.root / "shop.enroll").read_text())
+    assert set(fields) == {"format", "tenant", "public_key", "card_hash", "declared_users", "promise", "signature"}
+    assert fields["declared_users"] == 50
     code, out, _ = home.run("budget", "--dir", str(home.root), "--json")
     assert code == 0
     ledger = json.loads(out)
@@ -236,6 +258,7 @@ def test_an_unchanged_card_is_said_to_be(home: Home) -> None:
         ("declared_users = 50", "declared_users = 60", "population.declared_users"),
         ("epsilon = 4.0", "epsilon = 5.0", "run.epsilon"),
         ("populations/shop", "populations/other", "population.ledger"),
+        ("../populations/shop", "populations/shop", "population.ledger"),
         ("[policy]", "[polic]", "did you mean 'policy'?"),
         ("epsilon = 4.0", "epsilon = 4.0\nepsilom = 1", "unknown key 'run.epsilom'"),
     ],
@@ -269,7 +292,7 @@ def test_bad_data_is_one_sentence_with_line_and_column_and_costs_nothing(
     assert code == 2
     assert told in err
     assert "maybe" not in err and "01.01.2026" not in err
-    assert not (home.root / "populations").exists()
+    assert not home.ledger.exists()
     assert not (home.root / "shop.enroll").exists()
 
 
@@ -321,13 +344,36 @@ def test_a_second_start_is_refused(home: Home) -> None:
     assert "already runs" in err
 
 
-def test_a_start_without_the_ledger_is_refused(home: Home) -> None:
+@pytest.mark.parametrize("command", [["start"], ["check"], ["join", "--yes"]])
+def test_a_ledger_that_is_gone_is_refused_and_never_made_anew(home: Home, command: list[str]) -> None:
     home.joined()
-    for path in (home.root / "populations").iterdir():
-        path.unlink()
-    code, _, err = home.run("start", "--dir", str(home.root))
+    shutil.rmtree(home.ledger.parent)
+    code, _, err = home.run(*command, "--dir", str(home.root))
     assert code == 2
-    assert "newest copy" in err
+    assert "restore its newest copy" in err and err.count("\n") == 1
+    assert not home.ledger.exists()
+
+
+@pytest.mark.parametrize("command", [["check"], ["join", "--yes"]])
+def test_a_ledger_inside_the_directory_is_refused(home: Home, command: list[str]) -> None:
+    home.run("join", str(home.invite()), "--dir", str(home.root))
+    home.edit("../populations", "populations")
+    home.write_data()
+    code, _, err = home.run(*command, "--dir", str(home.root))
+    assert code == 2
+    assert "lies inside the tenant's directory" in err and err.count("\n") == 1
+
+
+def test_the_command_line_always_uses_the_registry(home: Home, tmp_path: Path) -> None:
+    """A copy of directory and ledger, side by side, as people make backups, would be a second budget."""
+    home.joined()
+    assert home.run("join", "--dir", str(home.root), "--yes")[0] == 0
+    shutil.copytree(home.root, tmp_path / "copy" / "shop")
+    shutil.copytree(home.ledger.parent, tmp_path / "copy" / "populations")
+    for command in (["start"], ["check"], ["join", "--yes"]):
+        code, _, err = home.run(*command, "--dir", str(tmp_path / "copy" / "shop"))
+        assert code == 2
+        assert "has its ledger at" in err and "a second budget" in err and err.count("\n") == 1
 
 
 def test_a_whole_run(home: Home, superlink: "SuperLink") -> None:
@@ -413,13 +459,53 @@ def test_a_whole_run(home: Home, superlink: "SuperLink") -> None:
     assert all(path.stat().st_mode & 0o077 == 0 for path in private)
 
 
-def test_the_real_process(home: Home, superlink: "SuperLink") -> None:
+def test_the_end_of_the_run_is_known_once_it_was_told(home: Home) -> None:
+    """Refused or taken: a client that was handed the final adapter need not wait for a server that has gone."""
+    from fedprofile.client.site import open_site
+
+    home.joined()
+    agreement = read_agreement(home.place)
+
+    def opened() -> "Site":
+        return open_site(home.place, agreement, ExampleSource(agreement.tenant, home.card, home.root), print)
+
+    def asked(kind: Kind, arrays: Arrays) -> Message:
+        # Flower lets only a process with a task's identity make a message.
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+        return Message(content_of(Request(kind, home.card.hash, 2, arrays)), 1, kind.value)
+
+    site = opened()
+    start = site.model.initial_arrays()
+    site.adapters.keep(start, 2)
+    assert site.answer(asked(Kind.EVALUATE, start)).has_content() and not site.over
+    strange = asked(Kind.DELIVER, {"head.bias": start["head.bias"]})
+    assert refusal_of(reply := site.answer(strange)) == "adapter"
+    assert site.over and not site.sent(strange, reply)
+    site.close()
+
+    # A refusal is forgotten, the adapter is not: not even by a process that died before it could answer.
+    site = opened()
+    assert not site.over
+    final = asked(Kind.DELIVER, start)
+    reply = site.answer(final)
+    site.close()
+    site = opened()
+    assert site.over
+    assert site.sent(final, reply)
+    site.close()
+    site = opened()
+    assert site.over
+    site.close()
+
+
+def test_the_real_process(home: Home, superlink: "SuperLink", wait_until: Callable[[Callable[[], bool]], None]) -> None:
     """start as a process: refused twice, ended by SIGTERM, refused by a ledger that is behind."""
     home.joined(superlink.address, superlink.ca)
     node_id = superlink.enrol(read_key(home.place.key).public_key())
     command = [str(Path(sys.executable).parent / "flower-client"), "start", "--dir", str(home.root)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         superlink.wait_online(node_id)
+        wait_until(home.place.node.exists)  # The client knows as well by now.
         code, _, err = home.run("start", "--dir", str(home.root))
         assert (code, err.count("\n")) == (2, 1)
         assert "already runs" in err

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,7 +67,7 @@ class Tenant:
         self.folder, self.link, self.reply_every, self.limits = folder, link, reply_every, limits
         self.lines: list[str] = []
         self.clients: list[BoundedFleetClient] = []
-        self.stop = threading.Event()
+        self.stop, self.over = threading.Event(), threading.Event()
         if not (folder / "key").exists():
             make_key(folder / "key")
         self.key = read_key(folder / "key")
@@ -81,6 +83,7 @@ class Tenant:
             reply_every=self.reply_every,
             stop=self.stop,
             say=self.lines.append,
+            over=self.over.is_set,
         )
 
     def serve(self, handler: Echo) -> threading.Thread:
@@ -396,6 +399,27 @@ def test_a_foreign_certificate_is_refused(
     tenant.stop.set()
     thread.join(60)
     assert not (tmp_path / "node.json").exists()
+
+
+def test_a_server_that_is_gone_is_waited_for_until_the_run_is_over(
+    tmp_path: Path,
+    superlink: "SuperLink",
+    wait_until: Callable[[Callable[[], bool]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fedprofile.client.transport.FAREWELL", 0.5)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # Nobody listens on it, and nobody else gets it.
+        gone = replace(superlink, address=f"127.0.0.1:{taken.getsockname()[1]}")
+        tenant = Tenant(tmp_path, gone)
+        thread = tenant.serve(Echo(last=1))
+        wait_until(lambda: any("nobody answers" in line for line in tenant.lines))
+        time.sleep(1)
+        assert thread.is_alive()
+        tenant.over.set()
+        thread.join(60)
+        assert not thread.is_alive()
+    assert "the run is over, and the server has gone" in tenant.lines[-1]
 
 
 def test_the_journal_survives_and_forgets(tmp_path: Path) -> None:

@@ -1,21 +1,24 @@
 """The ledger: written before the draw, one writer, caps, marks, and what it says."""
 
+import json
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedprofile.client.ledger import Ledger
+from fedprofile.client.ledger_schema import chained
 from fedprofile.client.ledger_summary import summary
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import MechanismEvent, compose
-from fedprofile.common.errors import BudgetRefusal, ConfigError, LedgerBehindError, RefusalCode
+from fedprofile.common.errors import BudgetRefusal, ConfigError, RefusalCode
 from fedprofile.common.messages import GENESIS, Kind, LedgerMark
 
 PLAN = SegmentPlan(
@@ -168,12 +171,10 @@ def test_the_split_is_fixed_keyed_and_of_the_asked_size(tmp_path: Path) -> None:
     names = [f"user-{number}" for number in range(5000)]
     with _open(tmp_path / "a.sqlite") as ledger:
         first = [ledger.evaluation_user(name) for name in names]
-        pseudonyms = {ledger.pseudonym(name) for name in names}
     with _open(tmp_path / "a.sqlite") as ledger:
         assert [ledger.evaluation_user(name) for name in names] == first
     with _open(tmp_path / "b.sqlite") as ledger:
         other = [ledger.evaluation_user(name) for name in names]
-        assert not pseudonyms & {ledger.pseudonym(name) for name in names}
     assert abs(sum(first) / len(names) - 0.2) < 0.03
     # Independent keys agree on 0.2 * 0.2 + 0.8 * 0.8 of the users.
     assert abs(sum(a == b for a, b in zip(first, other, strict=True)) / len(names) - 0.68) < 0.04
@@ -197,75 +198,14 @@ def test_marks_that_the_ledger_knows_pass(tmp_path: Path) -> None:
             ledger.check_mark(mark)
 
 
-def _copy(source: Path, target: Path) -> None:
-    with sqlite3.connect(source) as old, sqlite3.connect(target) as new:
-        old.backup(new)
-
-
-def test_a_restored_backup_is_noticed_and_can_be_written_off(tmp_path: Path) -> None:
-    path, backup = tmp_path / "x.sqlite", tmp_path / "backup.sqlite"
-    with _open(path) as ledger:
-        segment = ledger.open_segment(PLAN)
-        ledger.reserve(segment, Kind.TRAIN, 1, QUESTION)
-    _copy(path, backup)
-    with _open(path) as ledger:
-        ledger.reserve(segment, Kind.TRAIN, 2, QUESTION)
-        seen = ledger.mark()
-    with _open(backup) as ledger:
-        with pytest.raises(LedgerBehindError, match="write-off"):
-            ledger.check_mark(seen)
-        assert ledger.mark().sequence == 1, "a server's mark must never make a client spend"
-        ledger.write_off(segment)
-        ledger.check_mark(seen)
-        assert ledger.mark().sequence > seen.sequence
-        # One entry was missing; nobody knows which kind, so it counts as both.
-        ledger.reserve(segment, Kind.TRAIN, 3, QUESTION)
-        with pytest.raises(BudgetRefusal):
-            ledger.reserve(segment, Kind.TRAIN, 4, QUESTION)
-        ledger.reserve(segment, Kind.EVALUATE, 3, QUESTION)
-        with pytest.raises(BudgetRefusal):
-            ledger.reserve(segment, Kind.EVALUATE, 3, QUESTION)
-        assert ledger.write_off(segment) == ()
-    assert [(row.kind, row.steps) for row in summary(backup).releases if row.written_off] == [
-        ("train", 10),
-        ("evaluate", 1),
-    ]
-
-
-def test_a_copied_ledger_with_another_history_is_noticed(tmp_path: Path) -> None:
-    path, copied = tmp_path / "x.sqlite", tmp_path / "copy.sqlite"
-    with _open(path) as ledger:
-        segment = ledger.open_segment(PLAN)
-    _copy(path, copied)
-    with _open(path) as ledger:
-        ledger.reserve(segment, Kind.TRAIN, 1, QUESTION)
-        seen = ledger.mark()
-    with _open(copied) as ledger:
-        ledger.reserve(segment, Kind.TRAIN, 1, "c" * 64)
-        ledger.reserve(segment, Kind.TRAIN, 2, QUESTION)
-        with pytest.raises(LedgerBehindError):
-            ledger.check_mark(seen)
-        ledger.write_off(segment)
-        ledger.check_mark(seen)
-        with pytest.raises(BudgetRefusal):
-            ledger.reserve(segment, Kind.TRAIN, 3, QUESTION)
-
-
-def test_a_hostile_mark_can_stop_and_never_spend(tmp_path: Path) -> None:
-    with _open(tmp_path / "x.sqlite") as ledger:
-        segment = ledger.open_segment(PLAN)
-        for number in range(1, 50):
-            with pytest.raises(LedgerBehindError):
-                ledger.check_mark(LedgerMark(2**61 + number, f"{number:064x}"))
-        assert ledger.mark() == LedgerMark()
-        assert ledger._connection.execute("SELECT count(*) FROM foreign_marks").fetchone() == (1,)
-        ledger.write_off(segment)
-    spent = summary(tmp_path / "x.sqlite").segments[0]
-    assert (spent.steps, spent.tables) == (30, 2), "never beyond what the segment could have released"
-
-
 @pytest.mark.parametrize(
-    "edit", ["UPDATE entries SET steps = 1 WHERE sequence = 1", "DELETE FROM entries WHERE sequence = 1"]
+    "edit",
+    [
+        "UPDATE entries SET steps = 1 WHERE sequence = 1",
+        "UPDATE entries SET time = '2026-01-01T00:00:00+00:00' WHERE sequence = 2",
+        "UPDATE entries SET salt = (SELECT salt FROM entries WHERE sequence = 2) WHERE sequence = 1",
+        "DELETE FROM entries WHERE sequence = 1",
+    ],
 )
 def test_an_edited_ledger_is_noticed(tmp_path: Path, edit: str) -> None:
     path = tmp_path / "x.sqlite"
@@ -278,6 +218,105 @@ def test_an_edited_ledger_is_noticed(tmp_path: Path, edit: str) -> None:
         connection.execute(edit)
     with pytest.raises(ConfigError, match="do not match their hashes"):
         _open(path)
+
+
+def test_a_head_cannot_be_searched_from_what_a_server_knows_or_guesses(tmp_path: Path) -> None:
+    """Two entries that agree in every other field have different heads, because each has a salt of its own."""
+    fields = []
+    for file in ("a.sqlite", "b.sqlite"):
+        with _open(tmp_path / file) as ledger:
+            fields.append(asdict(ledger.reserve(ledger.open_segment(PLAN), Kind.TRAIN, 1, QUESTION)))
+    first, second = ({name: value for name, value in entry.items() if name != "head"} for entry in fields)
+    assert chained(GENESIS, **first) == fields[0]["head"]
+    second["time"] = first["time"]
+    public = {name: value for name, value in first.items() if name != "salt"}
+    assert public == {name: value for name, value in second.items() if name != "salt"}
+    # Everything is guessed right, and the salts are left out, taken from elsewhere, or empty.
+    for guess in (public, {**public, "salt": second["salt"]}, {**public, "salt": ""}):
+        assert chained(GENESIS, **guess) != fields[0]["head"]
+    assert [len(bytes.fromhex(str(entry["salt"]))) for entry in fields] == [16, 16]
+    assert first["salt"] != second["salt"]
+
+
+def test_every_entry_has_a_salt_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    with _open(path) as ledger:
+        segment = ledger.open_segment(PLAN)
+        for number in (1, 2, 3):
+            ledger.reserve(segment, Kind.TRAIN, number, QUESTION)
+    told = summary(path)
+    assert len({entry.salt for entry in told.releases}) == 3
+    assert not any(entry.salt in json.dumps(told.as_dict()) for entry in told.releases)
+
+
+def test_symbolic_links_share_one_lock(tmp_path: Path) -> None:
+    path, link = tmp_path / "a" / "shop.sqlite", tmp_path / "b" / "shop.sqlite"
+    link.parent.mkdir()
+    with _open(path) as ledger:
+        link.symlink_to(path)
+        with pytest.raises(ConfigError, match="another process is writing"):
+            _open(link)
+        ledger.reserve(ledger.open_segment(PLAN), Kind.TRAIN, 1, QUESTION)
+    with _open(link) as ledger:
+        assert ledger.path == path.resolve() and ledger.mark().sequence == 1
+
+
+def test_a_file_with_a_second_name_is_refused(tmp_path: Path) -> None:
+    """A hard link would have a lock and a write-ahead log of its own: each name could spend the whole budget."""
+    path, link = tmp_path / "a" / "shop.sqlite", tmp_path / "b" / "shop.sqlite"
+    link.parent.mkdir()
+    _open(path).close()
+    link.hardlink_to(path)
+    for name in (path, link):
+        with pytest.raises(ConfigError, match=r"has 2 names .*remove the other name"):
+            _open(name)
+    link.unlink()
+    _open(path).close()
+
+
+def test_a_missing_or_empty_ledger_is_made_anew_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "shop.sqlite"
+    with pytest.raises(ConfigError, match=r"is not there; restore its newest copy"):
+        _open(path, new=False)
+    assert list(tmp_path.iterdir()) == []
+    path.touch()
+    with pytest.raises(ConfigError, match=r"is not there; restore its newest copy"):
+        _open(path, new=False)
+    _open(path).close()
+    _open(path, new=False).close()
+
+
+def test_a_ledger_of_another_format_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    _open(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE population SET format = 1")
+    for read in (_open, summary):
+        with pytest.raises(ConfigError, match="format 1"):
+            read(path)
+
+
+def test_an_auditors_export_lets_the_chain_be_recomputed_and_holds_no_secret(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    with _open(path, split_key=b"k" * 32) as ledger:
+        segment = ledger.open_segment(PLAN)
+        for number in (1, 2):
+            entry = ledger.reserve(segment, Kind.TRAIN, number, QUESTION)
+        ledger.mark_released(LedgerMark(entry.sequence, entry.head), "e" * 64)
+    found = summary(path)
+    export: dict[str, Any] = json.loads(json.dumps(found.for_auditor()))
+    assert export["chain_holds"] is True
+    told = found.as_dict()
+    assert {name for name in told if export[name] != told[name]} == {"releases"}
+    head = GENESIS
+    for row in export["releases"]:
+        values = {name: value for name, value in row.items() if name not in ("head", "payload")}
+        head = chained(head, **values)
+        assert head == row["head"]
+    assert "k" * 32 not in json.dumps(export) and (b"k" * 32).hex() not in json.dumps(export)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE entries SET steps = 1 WHERE sequence = 1")
+    assert summary(path).for_auditor()["chain_holds"] is False
 
 
 def test_what_is_not_a_ledger_is_one_sentence(tmp_path: Path) -> None:
@@ -298,8 +337,8 @@ def test_the_summary_composes_the_releases(tmp_path: Path) -> None:
         second = ledger.open_segment(replace(PLAN, card_hash="c" * 64, epsilon=2.5))
         ledger.reserve(first, Kind.TRAIN, 1, QUESTION)
         entry = ledger.reserve(first, Kind.TRAIN, 2, QUESTION)
-        ledger.mark_released(entry.sequence, "e" * 64)
-        ledger.mark_released(entry.sequence, "f" * 64)
+        ledger.mark_released(LedgerMark(entry.sequence, entry.head), "e" * 64)
+        ledger.mark_released(LedgerMark(entry.sequence, entry.head), "f" * 64)
         ledger.reserve(first, Kind.EVALUATE, 0, QUESTION)
         ledger.reserve(second, Kind.EVALUATE, 0, QUESTION)
         ledger.count_refusal(RefusalCode.POLICY)

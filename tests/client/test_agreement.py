@@ -1,0 +1,296 @@
+"""One budget for the same users: what people ordinarily do to directories, names, files and ledgers gives no second."""
+
+import shutil
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedprofile.client.agreement import agree, claim_population, read_agreement
+from fedprofile.client.directory import TenantDirectory, write_model
+from fedprofile.client.enrolment import make_key
+from fedprofile.client.high_water import HighWater, Marks
+from fedprofile.client.ledger_summary import summary
+from fedprofile.client.registry import Registry
+from fedprofile.client.segments import SegmentPlan
+from fedprofile.common.card import FederationCard
+from fedprofile.common.enrolment import Invite
+from fedprofile.common.errors import BudgetRefusal, ConfigError, LedgerBehindError
+from fedprofile.common.messages import Kind, LedgerMark
+
+TENANT = """
+[source]
+{source}
+[columns]
+user = "visitor"
+label = "bought"
+[population]
+name = "{name}"
+declared_users = 50
+{ledger}
+[budget]
+epsilon = 4.0
+[run]
+epsilon = 3.0
+"""
+
+
+class Machine:
+    """One user's machine: tenant directories, and the state folder with its registry."""
+
+    def __init__(self, root: Path, card: FederationCard, other_card: FederationCard) -> None:
+        self.root, self.cards = root, {"first": card, "second": other_card}
+        self.populations = root / "state" / "fedprofile" / "populations"
+        self.registry = Registry.of_user()
+
+    def tenant(
+        self, directory: str, *, card: str = "first", name: str = "shop", source: str = "", ledger: str = ""
+    ) -> TenantDirectory:
+        """A directory as it is before the person agrees."""
+        place = TenantDirectory(self.root / directory)
+        place.create()
+        make_key(place.key)
+        chosen = self.cards[card]
+        invite = Invite(
+            tenant="shop", address="localhost:1", ca="", card=chosen.canonical().decode(), card_hash=chosen.hash
+        )
+        write_model(place.invite, invite)
+        source = source or f'kind = "csv"\npath = "{directory}.csv"'
+        text = TENANT.format(name=name, source=source, ledger=f'ledger = "{ledger}"' if ledger else "")
+        place.tenant_file.write_text(text)
+        return place
+
+    def agree(self, place: TenantDirectory, registry: Registry | None = None) -> int:
+        """What `join` does; the segment's number."""
+        invite, tenant = place.read_invite(), place.read_tenant_file()
+        card = invite.read_card()
+        # The noise stands for a solved one.
+        plan = SegmentPlan(card.hash, tenant.run.epsilon, tenant.run_delta, 0.1, 9.0, 1.0, 4, 2, 4, 9.0, 3)
+        registry = registry or self.registry
+        segment, _ = agree(place, invite=invite, card=card, tenant=tenant, plan=plan, registry=registry)
+        return segment.number
+
+    def ledgers(self) -> list[Path]:
+        return sorted(path.relative_to(self.root) for path in self.root.rglob("*.sqlite"))
+
+
+@pytest.fixture
+def machine(tmp_path: Path, card_data: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    cards = [FederationCard.model_validate(card_data(name=name)) for name in ("first", "second")]
+    return Machine(tmp_path, *cards)
+
+
+def _claim(machine: Machine, place: TenantDirectory) -> bool:
+    return claim_population(place, place.read_tenant_file(), machine.registry)[1]
+
+
+@pytest.mark.parametrize("ledger", ["shop.sqlite", "sub/shop.sqlite", "../one/shop.sqlite", "/ABSOLUTE", "../link/x"])
+def test_a_ledger_inside_the_directory_is_refused(machine: Machine, ledger: str) -> None:
+    place = machine.tenant("one", ledger=ledger.replace("/ABSOLUTE", f"{machine.root}/one/shop.sqlite"))
+    (machine.root / "link").symlink_to(place.root)
+    for refused in (_claim, Machine.agree):
+        with pytest.raises(ConfigError, match="lies inside the tenant's directory, and a budget must outlive it"):
+            refused(machine, place)
+    assert machine.ledgers() == [] and not place.segment.exists()
+
+
+def test_a_ledger_that_moved_into_the_directory_is_refused_at_the_start(machine: Machine) -> None:
+    place = machine.tenant("one", ledger="../ledgers/shop.sqlite")
+    machine.agree(place)
+    read_agreement(place)
+    shutil.move(machine.root / "ledgers", place.root / "ledgers")
+    (machine.root / "ledgers").symlink_to(place.root / "ledgers")
+    with pytest.raises(ConfigError, match="lies inside the tenant's directory"):
+        read_agreement(place)
+
+
+def test_deleting_the_directory_and_joining_again_resets_nothing(machine: Machine) -> None:
+    machine.agree(machine.tenant("one"))
+    shutil.rmtree(machine.root / "one")
+    assert machine.agree(machine.tenant("one")) == 1
+    shutil.rmtree(machine.root / "one")
+    with pytest.raises(BudgetRefusal):
+        machine.agree(machine.tenant("one", card="second"))
+    assert len(machine.ledgers()) == 1
+
+
+def test_one_name_has_one_ledger(machine: Machine) -> None:
+    machine.agree(machine.tenant("one", ledger="../a/shop.sqlite"))
+    second = machine.tenant("two", card="second", ledger="../b/shop.sqlite")
+    for refused in (_claim, Machine.agree):
+        with pytest.raises(ConfigError, match=r"has its ledger at .*a/shop.sqlite, and a second one .* write name = "):
+            refused(machine, second)
+    assert machine.ledgers() == [Path("a/shop.sqlite")]
+    with pytest.raises(BudgetRefusal):
+        machine.agree(machine.tenant("two", card="second", ledger="../a/shop.sqlite"))
+
+
+def test_one_source_has_one_name(machine: Machine) -> None:
+    """Two invites over the same file: whatever the operator called the tenant, the users are the same."""
+    data = machine.root / "visits.csv"
+    data.touch()
+    link = machine.root / "link.csv"
+    link.symlink_to(data)
+    machine.agree(machine.tenant("one", source=f'kind = "csv"\npath = "{data}"'))
+    others = [
+        f'kind = "csv"\npath = "{link}"',
+        'kind = "csv"\npath = "../visits.csv"',
+        f'kind = "csv"\npath = "labels.csv"\n[events]\nkind = "csv"\npath = "{data}"',
+    ]
+    for source in others:
+        second = machine.tenant("two", name="shop-2", card="second", source=source)
+        for refused in (_claim, Machine.agree):
+            with pytest.raises(
+                ConfigError, match=r"are population 'shop' already, .* write name = \"shop\" and ledger"
+            ):
+                refused(machine, second)
+    assert len(machine.ledgers()) == 1
+    machine.agree(machine.tenant("three", name="clinic", source='kind = "csv"\npath = "patients.csv"'))
+    assert len(machine.ledgers()) == 2
+
+
+def test_an_sql_source_is_known_by_its_url_without_password_and_its_query(machine: Machine) -> None:
+    def sql(url: str, query: str) -> str:
+        return f'kind = "sql"\nurl = "{url}"\nquery = "{query}"'
+
+    first = machine.tenant("one", source=sql("postgresql://reader:hunter2@db/shop", "SELECT *  FROM visits"))
+    machine.agree(first)
+    written = (machine.populations / "registry.json").read_text()
+    assert "hunter2" not in written and "SELECT" not in written and "reader" not in written
+    same = sql("postgresql://reader:other@db/shop?passfile=x", "SELECT * FROM visits")
+    with pytest.raises(ConfigError, match="are population 'shop' already"):
+        machine.agree(machine.tenant("two", name="shop-2", card="second", source=same))
+    for number, different in enumerate(
+        (
+            sql("postgresql://reader:hunter2@db/clinic", "SELECT * FROM visits"),
+            sql("postgresql://reader:hunter2@db/shop", "SELECT * FROM patients"),
+        )
+    ):
+        machine.agree(machine.tenant(f"other{number}", name=f"other{number}", source=different))
+    relative = sql("sqlite:///shop.db", "SELECT 1")
+    machine.agree(machine.tenant("lite", name="lite", source=relative))
+    absolute = sql(f"sqlite:///{Path('shop.db').absolute()}", "SELECT 1")
+    with pytest.raises(ConfigError, match="are population 'lite' already"):
+        machine.agree(machine.tenant("lite-2", name="lite-2", source=absolute))
+
+
+@pytest.mark.parametrize("known_by", ["segment.json", "registry", "marks"])
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_lost_ledger_is_never_made_anew(machine: Machine, known_by: str, emptied: bool) -> None:
+    place = machine.tenant("one")
+    machine.agree(place)
+    registered = machine.populations / "registry.json"
+    if known_by != "registry":
+        registered.unlink()
+    if known_by != "segment.json":
+        place.segment.unlink()
+    if known_by == "marks":
+        HighWater(place.marks, "shop").write(Marks(last=LedgerMark(1, "a" * 64)))
+    [ledger] = machine.ledgers()
+    for path in machine.populations.glob("shop.sqlite*"):
+        path.unlink()
+    if emptied:
+        (machine.root / ledger).touch()
+    else:
+        with pytest.raises(ConfigError, match="is not there; restore its newest copy"):
+            _claim(machine, place)
+    with pytest.raises(ConfigError, match="is not there; restore its newest copy"):
+        machine.agree(place)
+    if known_by == "segment.json":
+        with pytest.raises(ConfigError, match="is not there; restore its newest copy"):
+            read_agreement(place).open_ledger(place)
+    if emptied:
+        with pytest.raises(ConfigError, match="is not a ledger"):
+            summary(machine.root / ledger)
+
+
+def test_another_directory_does_not_make_a_lost_ledger_anew(machine: Machine) -> None:
+    machine.agree(machine.tenant("one"))
+    for path in machine.populations.glob("shop.sqlite*"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="is not there; restore its newest copy"):
+        machine.agree(machine.tenant("two", card="second"))
+    assert machine.ledgers() == []
+
+
+def test_a_restored_ledger_that_has_forgotten_a_run_takes_no_other_run(machine: Machine) -> None:
+    first = machine.tenant("one", ledger="../a/shop.sqlite")
+    first.tenant_file.write_text(first.tenant_file.read_text().replace("epsilon = 3.0", "epsilon = 1.0"))
+    machine.agree(first)
+    [ledger] = machine.root.glob("a/*.sqlite")
+    with closing(sqlite3.connect(ledger)) as old, closing(sqlite3.connect(machine.root / "backup")) as new:
+        old.backup(new)
+    second = machine.tenant("two", card="second", ledger="../a/shop.sqlite")
+    assert machine.agree(second) == 2
+    shutil.copy(machine.root / "backup", ledger)
+    third = machine.tenant("three", card="first", ledger="../a/shop.sqlite")
+    with pytest.raises(LedgerBehindError, match="lacks 1 run"):
+        machine.agree(third)
+    assert machine.agree(second) == 2, "the forgotten run is charged again"
+    with pytest.raises(BudgetRefusal):
+        machine.agree(third)
+
+
+def test_join_compares_with_the_directorys_marks(machine: Machine) -> None:
+    place = machine.tenant("one", ledger="../a/shop.sqlite")
+    machine.agree(place)
+    ledger = machine.root / "a" / "shop.sqlite"
+    shutil.copy(ledger, machine.root / "backup")
+    with read_agreement(place).open_ledger(place) as opened:
+        opened.reserve(opened.segments()[0], Kind.TRAIN, 1, "b" * 64)
+    shutil.copy(machine.root / "backup", ledger)
+    with pytest.raises(LedgerBehindError, match="write-off"):
+        machine.agree(place)
+
+
+def test_two_joins_at_once_make_one_ledger(machine: Machine) -> None:
+    places = [machine.tenant(f"d{number}", ledger=f"../l{number}/shop.sqlite") for number in range(4)]
+    ended: list[str] = []
+
+    def join(place: TenantDirectory) -> None:
+        try:
+            ended.append(f"run {machine.agree(place)}")
+        except ConfigError:
+            ended.append("refused")
+
+    threads = [threading.Thread(target=join, args=(place,)) for place in places]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(ended) == ["refused", "refused", "refused", "run 1"]
+    assert len(machine.ledgers()) == 1
+
+
+def test_the_registry_is_for_the_owner_alone_and_a_damaged_one_is_refused(machine: Machine) -> None:
+    place = machine.tenant("one")
+    machine.agree(place)
+    path = machine.populations / "registry.json"
+    assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
+    path.write_text("{")
+    with pytest.raises(ConfigError, match=r"registry\.json: cannot be read"):
+        machine.agree(place)
+
+
+def test_a_refused_join_registers_nothing(machine: Machine) -> None:
+    machine.agree(machine.tenant("one"))
+    before = (machine.populations / "registry.json").read_bytes()
+    with pytest.raises(BudgetRefusal):
+        machine.agree(machine.tenant("two", card="second"))
+    assert (machine.populations / "registry.json").read_bytes() == before
+
+
+def test_a_rehearsals_copies_need_no_registry(machine: Machine) -> None:
+    for number in (1, 2):
+        place = machine.tenant(f"d{number}", ledger=f"../l{number}/shop.sqlite")
+        invite, tenant = place.read_invite(), place.read_tenant_file()
+        card = invite.read_card()
+        plan = SegmentPlan(card.hash, tenant.run.epsilon, tenant.run_delta, 0.1, 9.0, 1.0, 4, 2, 4, 9.0, 3)
+        agree(place, invite=invite, card=card, tenant=tenant, plan=plan, registry=None)
+        assert len(summary(machine.root / f"l{number}" / "shop.sqlite").segments) == 1
+    assert not machine.populations.exists()
