@@ -2,8 +2,9 @@
 
 Flower reaches its handlers through a web framework with a dozen layers and several changes of thread a request, 7 ms
 of processor time on a slow machine, and a round of ten tenants makes some 200 requests. Here a request goes straight
-from its bytes to the handler. Two checks are added: a message may only be sent by the node whose key signed the
-request, and it may not announce more parts than a reply of this federation can have.
+from its bytes to the handler. Three checks are added: a message may only be sent by the node whose key signed the
+request, it may not announce more parts than a reply of this federation can have, and a run that this process does not
+know, because it was another's before a crash, is over (Flower's handlers fail on it, and the client would try again).
 """
 
 import json
@@ -24,7 +25,7 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.server.superlink.linkstate import LinkStateFactory
-from flwr.supercore.error import FlowerError
+from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.error.catalog import API_ERROR_MAP
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.superlink.routers.fleet.node_auth import authenticate_node
@@ -82,6 +83,7 @@ class FleetCalls:
 
     def __init__(self, factory: LinkStateFactory, state: FederationLinkState) -> None:
         self._app = SimpleNamespace(state=SimpleNamespace(linkstate_factory=factory))
+        self._state = state
         self._parts: dict[str, Any] = {"state": state, "store": state.object_store}
 
     def answer(self, method: str, path: str, headers: Headers, body: bytes) -> Answer:
@@ -108,6 +110,7 @@ class FleetCalls:
             authenticate_node(signed)  # type: ignore[arg-type]
             if isinstance(request, PushMessagesRequest):
                 _check_push(request)
+            self._check_run(request)
             found = handler(request=request, **{part: self._parts[part] for part in parts})
             return Answer(200, PROTOBUF, found.SerializeToString())
         except DecodeError:
@@ -121,6 +124,15 @@ class FleetCalls:
             # The text may hold a part of what was sent; the operator gets the type, the sender nothing.
             logging.getLogger(__name__).error("%s: %s", path, type(error).__name__)
             return _error(500, {"detail": "Internal server error"})
+
+    def _check_run(self, request: ProtobufMessage) -> None:
+        run_id: int | None
+        if isinstance(request, PushMessagesRequest):
+            run_id = request.messages_list[0].metadata.run_id
+        else:
+            run_id = getattr(request, "run_id", None)
+        if run_id is not None and not self._state.get_run_status({run_id}):
+            raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, f"run_id={run_id} is not of this process")
 
 
 def _check_push(request: PushMessagesRequest) -> None:

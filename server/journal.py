@@ -60,6 +60,11 @@ class DirectoryJournal:
         self._written = b""
         for line in read_lines(directory.history):
             self._count(line)
+        for half_written in directory.state.glob(".*.part"):
+            half_written.unlink(missing_ok=True)
+        if checkpoint.round:
+            # A server that was killed between the two files has left the adapter of the round before.
+            self._write_adapter(checkpoint)
 
     def waiting(self, sentence: str) -> None:
         """See `Journal`."""
@@ -76,8 +81,7 @@ class DirectoryJournal:
         checkpoint.history_length = append_line(self._directory.history, record)
         checkpoint.write(self._directory.checkpoint)
         if record.kind is Kind.TRAIN:
-            metadata = {"card_hash": checkpoint.card_hash, "round": str(checkpoint.round)}
-            write_atomically(self._directory.adapter, dump_arrays(checkpoint.arrays, metadata))
+            self._write_adapter(checkpoint)
         with self._lock:
             self._round = checkpoint.round
             self._count(record.as_dict())
@@ -100,6 +104,10 @@ class DirectoryJournal:
                 return
             self._written = content
             write_atomically(self._directory.status, content)
+
+    def _write_adapter(self, checkpoint: Checkpoint) -> None:
+        metadata = {"card_hash": checkpoint.card_hash, "round": str(checkpoint.round)}
+        write_atomically(self._directory.adapter, dump_arrays(checkpoint.arrays, metadata))
 
     def _set(self, state: str, note: str) -> None:
         with self._lock:

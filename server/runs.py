@@ -6,6 +6,7 @@ Fleet API refuses every reply. The entry has no code attached; a heartbeat keeps
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -181,6 +182,7 @@ def serve(
                 late=settings.patience,
             )
             completed, ending = True, "finished"
+            _see_off(fleet.state, stopped, settings.patience)
             return result
         except ServerStopped:
             ending = "stopped"
@@ -201,6 +203,13 @@ def _resume(directory: ServerDirectory, card: FederationCard, initial_arrays: Ar
         found = Checkpoint(card.hash, dict(initial_arrays), stopping=EarlyStopping(card.evaluation.patience))
     cut_to(directory.history, found.history_length)
     return found
+
+
+def _see_off(state: FederationLinkState, stopped: threading.Event, patience: float) -> None:
+    """Stay until tenants have left: one whose answer has arrived still has to confirm it and to sign off."""
+    deadline = time.monotonic() + patience
+    while state.online() and time.monotonic() < deadline and not stopped.wait(0.05):
+        pass
 
 
 def _keep_alive(roster: LiveRoster, entry: RunEntry, journal: DirectoryJournal, over: threading.Event) -> None:

@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,18 @@ from typing import Any
 import pytest
 import tomli_w
 
+from fedprofile.client.agreement import agree
+from fedprofile.client.directory import TenantDirectory
+from fedprofile.client.enrolment import accept_invite
+from fedprofile.client.registry import Registry
+from fedprofile.client.segments import SegmentPlan, plan_segment
+from fedprofile.server.directory import ServerDirectory
+from fedprofile.server.enrolment import enroll_tenant, invite_tenant, read_enrolment, write_invite
+from fedprofile.server.setup import make_directory
+
 BIN = Path(sys.executable).parent
-PATIENCE = 300.0
+ODD_CLIENT = Path(__file__).with_name("odd_client.py")
+PATIENCE = 600.0
 """Seconds after which a test gives up; nothing here is timed."""
 
 
@@ -56,18 +68,35 @@ class Federation:
         root: Where `server/` and `tenants/NAME/` are made.
         base: The base model's folder.
         card: The federation card as plain data.
+        by_hand: Lay it out with the commands that operator and tenants type, instead of with what these call, which
+            saves the seconds that each of them takes to load.
     """
 
-    def __init__(self, root: Path, base: Path, card: dict[str, Any]) -> None:
-        self.root, self.base, self.card = root, base, card
+    def __init__(self, root: Path, base: Path, card: dict[str, Any], by_hand: bool = False) -> None:
+        self.root, self.base, self.card, self.by_hand = root, base, card, by_hand
         self.server_dir = root / "server"
         self.environment = {**os.environ, "XDG_STATE_HOME": str(root / "state"), "OMP_NUM_THREADS": "1"}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._plans: dict[str, SegmentPlan] = {}
         self.public, self.admin, self.health = free_ports(3)
-        self.cli(
-            "flower-server", "init", self.server_dir, "--host", "127.0.0.1", "--port", self.public,
-            "--admin-port", self.admin, "--health-port", self.health, "--base", base, "--base-id", card["base"]["id"],
-        )  # fmt: skip
+        if by_hand:
+            self.cli(
+                "flower-server", "init", self.server_dir, "--host", "127.0.0.1", "--port", self.public,
+                "--admin-port", self.admin, "--health-port", self.health,
+                "--base", base, "--base-id", card["base"]["id"],
+            )  # fmt: skip
+        else:
+            make_directory(
+                self.server_dir,
+                host="127.0.0.1",
+                listen=None,
+                port=self.public,
+                admin_port=self.admin,
+                health_port=self.health,
+                name=card["name"],
+                base=base,
+                base_id=card["base"]["id"],
+            )
         (self.server_dir / "federation.toml").write_text(tomli_w.dumps(card), encoding="utf-8")
 
     def cli(self, program: str, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -101,28 +130,59 @@ class Federation:
 
     def join(self, name: str, users: int = 60, enroll: bool = True, **sections: Any) -> Path:
         """Invite a tenant, have it join, and enroll it."""
-        directory = self.tenant_dir(name)
-        self.cli("flower-server", "invite", name, "--dir", self.server_dir)
-        invite = next(path for path in (self.server_dir / f"{name}.invite", Path(f"{name}.invite")) if path.exists())
-        self.cli("flower-client", "join", invite, "--dir", directory)
+        directory, invite = self.tenant_dir(name), self.server_dir / f"{name}.invite"
+        server, place = ServerDirectory(self.server_dir), TenantDirectory(directory)
+        if self.by_hand:
+            self.cli("flower-server", "invite", name, "--dir", self.server_dir)
+            self.cli("flower-client", "join", invite, "--dir", directory)
+        else:
+            ca = server.ca.read_bytes()
+            write_invite(invite_tenant(server.tenants, name, server.card(), server.settings().address, ca), invite)
+            accept_invite(place, invite)
         write_visits(directory / "visits.csv", users, seed=len(name) + users)
-        tenant = self.tenant_file(name, **sections)
-        (directory / "tenant.toml").write_text(tomli_w.dumps(tenant), encoding="utf-8")
-        self.cli("flower-client", "join", "--dir", directory, "--yes")
+        place.tenant_file.write_text(tomli_w.dumps(self.tenant_file(name, **sections)), encoding="utf-8")
+        if self.by_hand:
+            self.cli("flower-client", "join", "--dir", directory, "--yes")
+            if enroll:
+                self.cli("flower-server", "enroll", directory / f"{name}.enroll", "--dir", self.server_dir)
+            return directory
+        plan = self._plan(place)
+        tenant = place.read_tenant_file()
+        registry = Registry(self.root / "state" / "fedprofile" / "populations")
+        _, enrolment = agree(
+            place, invite=place.read_invite(), card=server.card(), tenant=tenant, plan=plan, registry=registry
+        )
         if enroll:
-            self.cli("flower-server", "enroll", directory / f"{name}.enroll", "--dir", self.server_dir)
+            noise = plan.evaluation_noise_multiplier
+            enroll_tenant(server.tenants, read_enrolment(enrolment), server.card(), noise)
         return directory
+
+    def _plan(self, place: TenantDirectory) -> SegmentPlan:
+        """Solving takes seconds, and most tenants of a test have the same settings."""
+        tenant = place.read_tenant_file()
+        key = f"{tenant.run} {tenant.privacy} {tenant.life_delta}"
+        if key not in self._plans:
+            self._plans[key] = plan_segment(place.read_invite().read_card(), tenant)
+        return self._plans[key]
+
+    def set_patience(self, seconds: float) -> None:
+        """For how long the server waits for a tenant that has left."""
+        path = ServerDirectory(self.server_dir).settings_file
+        settings = tomllib.loads(path.read_text()) | {"patience": seconds}
+        path.write_text(tomli_w.dumps(settings), encoding="utf-8")
 
     def start_server(self) -> subprocess.Popen[bytes]:
         """Start the server; it goes on where it was."""
         return self._start("server", [BIN / "flower-server", "start", "--dir", self.server_dir])
 
-    def start_client(self, name: str, script: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start a tenant's client, or a script in its place that takes the tenant's directory."""
-        command: list[Any] = [BIN / "flower-client", "start", "--dir", self.tenant_dir(name)]
-        if script is not None:
-            command = [sys.executable, script, self.tenant_dir(name)]
-        return self._start(name, command)
+    def start_client(self, name: str) -> subprocess.Popen[bytes]:
+        """Start a tenant's client."""
+        return self._start(name, [BIN / "flower-client", "start", "--dir", self.tenant_dir(name)])
+
+    def start_odd_clients(self, **modes: str) -> subprocess.Popen[bytes]:
+        """Start a process, named "odd", that takes the place of some tenants' clients; see `odd_client`."""
+        arguments = [part for name, mode in modes.items() for part in (self.tenant_dir(name), mode)]
+        return self._start("odd", [sys.executable, ODD_CLIENT, *arguments])
 
     def _start(self, name: str, command: list[Any]) -> subprocess.Popen[bytes]:
         with (self.root / f"{name}.out").open("ab") as output:
@@ -156,12 +216,13 @@ class Federation:
         return dict(json.loads(run.stdout))
 
     def wait_until(self, what: str, condition: Callable[[], object]) -> None:
-        """Wait for something to become true, and fail with everybody's output where it does not."""
+        """Wait for something to become true; where it does not, or a process fails, fail with everybody's output."""
         deadline = time.monotonic() + PATIENCE
         while not condition():
-            if time.monotonic() > deadline:
+            failed = [name for name, process in self.processes.items() if (process.poll() or 0) > 0]
+            if failed or time.monotonic() > deadline:
                 outputs = "\n".join(f"--- {name}\n{self.output(name)}" for name in self.processes)
-                raise AssertionError(f"waited in vain for: {what}\n{outputs}")
+                raise AssertionError(f"waited in vain for: {what} (failed: {failed})\n{outputs}")
             time.sleep(0.05)
 
     def finish(self, *names: str) -> None:
@@ -181,17 +242,35 @@ class Federation:
                 process.wait()
 
 
-@pytest.fixture
-def federation(
-    tmp_path: Path, tiny_base: Path, card_data: Callable[..., dict[str, Any]]
-) -> Iterator[Callable[..., Federation]]:
-    """A function that makes a federation over the tiny base; sections of the card can be overridden."""
+Make = Callable[..., Federation]
+
+
+@contextmanager
+def _federations(root: Path, base: Path, card_data: Callable[..., dict[str, Any]]) -> Iterator[Make]:
     made: list[Federation] = []
 
-    def make(**sections: Any) -> Federation:
-        made.append(Federation(tmp_path / f"federation{len(made)}", tiny_base, card_data(**sections)))
+    def make(by_hand: bool = False, **sections: Any) -> Federation:
+        made.append(Federation(root / f"federation{len(made)}", base, card_data(**sections), by_hand))
         return made[-1]
 
-    yield make
-    for one in made:
-        one.stop()
+    try:
+        yield make
+    finally:
+        for one in made:
+            one.stop()
+
+
+@pytest.fixture
+def federation(tmp_path: Path, tiny_base: Path, card_data: Callable[..., dict[str, Any]]) -> Iterator[Make]:
+    """A function that makes a federation over the tiny base; sections of the card can be overridden."""
+    with _federations(tmp_path, tiny_base, card_data) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def shared_federation(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, card_data: Callable[..., dict[str, Any]]
+) -> Iterator[Make]:
+    """The same for federations that several tests of a module look at."""
+    with _federations(tmp_path_factory.mktemp("shared"), tiny_base, card_data) as make:
+        yield make

@@ -1,15 +1,17 @@
-"""A whole run with real processes: rounds, budget, export, predictions, and who may not take part."""
+"""A whole run by hand, with real processes: listeners, rounds, budget, export, predictions; and bad input."""
 
 import json
 import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from safetensors.numpy import load_file
+
+from fedprofile.server.directory import ServerDirectory
+from fedprofile.server.fleet_calls import PATHS
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Federation
@@ -17,28 +19,20 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 
-def _status(url: str, ca: Path, method: str = "GET") -> int:
-    request = urllib.request.Request(url, method=method, data=b"{}" if method == "POST" else None)
-    try:
-        with urllib.request.urlopen(request, context=ssl.create_default_context(cafile=str(ca))) as response:
-            return int(response.status)
-    except urllib.error.HTTPError as error:
-        return int(error.code)
-
-
 def test_two_tenants_run_to_the_end(federation: Callable[..., "Federation"], tmp_path: Path) -> None:
-    run = federation()
+    run = federation(by_hand=True, rounds={"timeout": 600})
     for name in ("acme", "globex"):
         run.join(name)
     run.start_server()
     run.start_client("acme")
+    run.wait_until("a tenant to be let in", lambda: "connected" in run.output("acme"))
+    # The second tenant is not there yet, so the server waits.
+    import time
+
+    t0 = time.monotonic()
+    _check_listeners(run)
+    print("LISTENERS", time.monotonic() - t0)
     run.start_client("globex")
-    ca = run.server_dir / "ca.crt"
-    run.wait_until("the first round", lambda: run.trained())
-    for path in ("/", "/docs", "/openapi.json", "/v1/control/list-runs", "/v1/runtime/acquire-task"):
-        assert _status(f"https://127.0.0.1:{run.public}{path}", ca) == 404
-        assert _status(f"https://127.0.0.1:{run.public}{path}", ca, "POST") == 404
-    assert _status(f"https://127.0.0.1:{run.public}/health", ca) == 200
     run.finish("acme", "globex", "server")
 
     assert [entry["round"] for entry in run.trained()] == [1, 2]
@@ -65,19 +59,25 @@ def test_two_tenants_run_to_the_end(federation: Callable[..., "Federation"], tmp
     assert sum(first["probabilities"].values()) == pytest.approx(1.0)
 
 
-def test_an_unknown_key_waits_and_never_takes_part(federation: Callable[..., "Federation"]) -> None:
-    run = federation()
-    for name in ("acme", "globex"):
-        run.join(name)
-    run.join("stranger", enroll=False)
-    run.start_server()
-    run.start_client("stranger")
-    run.wait_until("the stranger to be told", lambda: "enrol" in run.output("stranger"))
-    run.start_client("acme")
-    run.start_client("globex")
-    run.finish("acme", "globex", "server")
-    assert all("stranger" not in entry["tenants"] for entry in run.history())
-    assert run.budget("stranger")["releases"] == []
+def _check_listeners(run: "Federation") -> None:
+    directory = ServerDirectory(run.server_dir)
+    right = {"Authorization": f"Bearer {directory.operator_token.read_text().strip()}"}
+    wrong = {"Authorization": f"{right['Authorization']}x"}
+    trust = ssl.create_default_context(cafile=str(directory.ca))
+    with (
+        httpx.Client(base_url=f"https://127.0.0.1:{run.public}", verify=trust) as public,
+        httpx.Client(base_url=f"http://127.0.0.1:{run.admin}") as admin,
+    ):
+        assert public.get("/health").status_code == admin.get("/health").status_code == 200
+        paths = admin.get("/openapi.json", headers=right).json()["paths"].keys() - {"/health"}
+        assert {"/v1/control/list-runs", "/v1/runtime/acquire-task", "/v1/fleet/register-node"} <= paths
+        assert paths > PATHS
+        for path in ("/", "/docs", "/openapi.json", *paths):
+            for method, unsigned in (("GET", 405), ("POST", 415)):
+                assert admin.request(method, path).status_code == 401, path
+                assert admin.request(method, path, headers=wrong).status_code == 401, path
+                expected = unsigned if path in PATHS else 404
+                assert public.request(method, path, headers=right).status_code == expected, path
 
 
 def test_bad_input_is_one_sentence_and_loses_nothing(federation: Callable[..., "Federation"]) -> None:
@@ -99,18 +99,29 @@ def test_bad_input_is_one_sentence_and_loses_nothing(federation: Callable[..., "
         path.write_text(text.replace(old, new))
         for command in (["check"], ["start"]):
             failed = run.cli("flower-client", *command, "--dir", directory, code=2)
-            assert expected in failed.stderr
+            assert failed.stderr.startswith("error: ") and expected in failed.stderr
             assert "Traceback" not in failed.stderr
             assert "yesterday" not in failed.stderr and "perhaps" not in failed.stderr
         path.write_text(text)
     assert (directory / "tenant.toml").read_text() == tenant
     assert (directory / "visits.csv").read_text() == visits
     assert run.budget("acme") == before
+    _check_spoiled_invite(run)
     card = run.server_dir / "federation.toml"
     card.write_text(card.read_text().replace("max_update_norm", "max_update_norms"))
     failed = run.cli("flower-server", "start", "--dir", run.server_dir, code=2)
     assert "did you mean 'max_update_norm'" in failed.stderr
-    _check_spoiled_invite(run)
+    assert failed.stderr.count("\n") == 1
+
+
+def test_a_base_model_with_other_weights_than_the_cards_is_refused(federation: Callable[..., "Federation"]) -> None:
+    run = federation(base={"weights_sha256": "0" * 64})
+    directory = run.join("acme")
+    for program, place in (("flower-server", run.server_dir), ("flower-client", directory)):
+        failed = run.cli(program, "start", "--dir", place, code=2)
+        assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
+        assert "model.safetensors: sha256 is " in failed.stderr and "0" * 64 in failed.stderr
+    assert run.history() == [] and run.budget("acme")["releases"] == []
 
 
 def _check_spoiled_invite(run: "Federation") -> None:
@@ -120,4 +131,5 @@ def _check_spoiled_invite(run: "Federation") -> None:
     spoiled = run.root / "spoiled.invite"
     spoiled.write_text(json.dumps(invite))
     failed = run.cli("flower-client", "join", spoiled, "--dir", run.root / "elsewhere", code=2)
-    assert "hash" in failed.stderr
+    assert "hash" in failed.stderr and failed.stderr.count("\n") == 1
+    assert not (run.root / "elsewhere").exists()

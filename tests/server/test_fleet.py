@@ -11,9 +11,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.control_pb2 import ListNodesRequest, ListNodesResponse, StartRunRequest
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    Metadata,
+    ObjectTree,
+    PullObjectRequest,
+    PushObjectRequest,
+)
 from flwr.proto.message_pb2 import Message as MessageProto
-from flwr.proto.message_pb2 import Metadata, ObjectTree
 from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, GetNodesRequest
 
 from fedprofile.common.errors import InputError
@@ -172,6 +179,32 @@ def test_a_key_cannot_speak_for_another_node(server: "Server", add: Answers) -> 
             PushMessagesRequest(node=Node(node_id=one.node_id), messages_list=[forged], message_object_trees=[tree])
         )
     assert refused.value.response.status_code == 403
+
+
+def test_a_run_of_another_process_is_over(server: "Server", add: Answers) -> None:
+    """What a tenant was asked by a process that died: it is told at once, and not to try again."""
+    one = server.enrol("one", add(1.0))
+    server.until(one.can_activate)
+    node, run_id = Node(node_id=one.node_id), 4711
+    metadata = Metadata(run_id=run_id, src_node_id=one.node_id, message_type="train")
+    push = PushMessagesRequest(
+        node=node,
+        messages_list=[MessageProto(metadata=metadata)],
+        message_object_trees=[ObjectTree(object_id="a" * 64)],
+    )
+    calls: list[Callable[[], object]] = [
+        lambda: one.client.PushMessages(push),
+        lambda: one.client.PullObject(PullObjectRequest(node=node, run_id=run_id, object_id="a" * 64)),
+        lambda: one.client.PushObject(PushObjectRequest(node=node, run_id=run_id, object_id="a" * 64)),
+        lambda: one.client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id="a" * 64)
+        ),
+        lambda: one.client.GetRun(GetRunRequest(node=node, run_id=run_id)),
+    ]
+    for call in calls:
+        with pytest.raises(httpx.HTTPStatusError) as refused:
+            call()
+        assert refused.value.response.status_code == 403
 
 
 def test_a_message_of_too_many_parts_is_refused(server: "Server", add: Answers) -> None:

@@ -150,6 +150,21 @@ def test_a_stopped_server_goes_on_at_its_round_and_tenants_need_not_notice(
     assert two.heard[-1].kind is Kind.DELIVER
 
 
+def test_the_server_stays_until_tenants_have_left(make_server: MakeServer, add: Add) -> None:
+    """A tenant whose last answer has arrived still has to confirm it and to sign off."""
+    server = make_server(rounds={"min_tenants": 1}, training={"rounds": 1})
+    settings = server.directory.settings_file
+    settings.write_text(settings.read_text().replace("patience = 0.5", "patience = 300"))
+    one = server.enrol("one", add(1.0))
+    server.start()
+    one.start()
+    server.until(lambda: any("deliver" in line for line in server.lines))
+    time.sleep(1)
+    assert server.result is None and one.can_activate()
+    one.stop()
+    server.finish()
+
+
 def test_a_finished_run_delivers_to_who_comes_late_and_trains_nobody(make_server: MakeServer, add: Add) -> None:
     server = make_server(rounds={"min_tenants": 1})
     one = server.enrol("one", add(1.0))
