@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -127,6 +128,7 @@ def compose(events: Iterable[MechanismEvent], delta: float) -> PrivacyLoss:
     return PrivacyLoss(max(prv, 0.0), delta)
 
 
+@lru_cache(maxsize=256)
 def solve_noise_multiplier(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
     """The smallest noise (to 0.1 %) that keeps `steps` steps within a target.
 

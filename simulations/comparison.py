@@ -1,10 +1,10 @@
 """What else was possible with the same data and the same budget: no noise, alone, and the cheap alternatives.
 
 Every one runs through the same server app, client logic and accountant; what differs is the card, the tenants, or
-that the noise is zero.
+that the noise is zero. All are judged by the exact AUC over all tenants' evaluation users, which only a rehearsal has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,15 @@ from fedprofile.common.card import FederationCard
 from fedprofile.common.config import validate
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
-from fedprofile.simulations.federation import SimulatedTenant, exact_auc, run_in_process
+from fedprofile.simulations.federation import exact_auc, run_in_process
+from fedprofile.simulations.tenants import TenantExamples
 
 NO_TEXT = 1e-9
 """A text scale at which the text has no part in a prediction or a gradient: the head is a regression on columns."""
 
 
 class Comparison:
-    """The alternatives on one split, all judged by exact AUC over all tenants' evaluation users.
+    """The alternatives on one split and one budget.
 
     Args:
         card: The federation's; the alternatives' cards are made from it.
@@ -29,6 +30,7 @@ class Comparison:
         tokenizer: Its tokenizer.
         tenants: Data, split and budget of everyone.
         seed: Of all sampling and noise.
+        caches: Prefix caches by space, to share among comparisons.
     """
 
     def __init__(
@@ -36,49 +38,71 @@ class Comparison:
         card: FederationCard,
         base: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        tenants: Sequence[SimulatedTenant],
+        tenants: Sequence[TenantExamples],
         *,
         seed: int,
+        caches: dict[str, PrefixCache] | None = None,
     ) -> None:
         self._card, self._base, self._tokenizer = card, base, tokenizer
         self._tenants, self._seed = list(tenants), seed
-        self._caches: dict[str, PrefixCache] = {}
+        self._caches = {} if caches is None else caches
 
-    def all(self) -> dict[str, float]:
-        """Every alternative by name."""
+    def ways(self, **logistic: Any) -> dict[str, Callable[[], float]]:
+        """Everything that can be compared, by name; each call runs it and gives its exact AUC.
+
+        Args:
+            logistic: See `logistic_regression`.
+        """
         return {
-            "no_noise": self.federation(noise=False),
-            "alone_mean": self.alone_mean(),
-            "dp_linear_probe": self.linear_probe(),
-            "dp_logistic_regression": self.logistic_regression(),
+            "federation": self.federation,
+            "no_noise": lambda: self.federation(noise=False),
+            "alone_mean": self.alone_mean,
+            "dp_linear_probe": self.linear_probe,
+            "dp_logistic_regression": lambda: self.logistic_regression(**logistic),
+            "dp_spline_regression": self.spline_regression,
         }
 
     def federation(self, noise: bool = True) -> float:
         """The federation itself, with or without noise."""
-        return self._run(self._card, self._tenants, noise)
+        return self._run(self._card, noise=noise)
 
     def alone_mean(self) -> float:
         """Each tenant alone at the same budget, judged on everybody's evaluation users; the mean over tenants."""
-        card = _changed(self._card, rounds={"min_tenants": 1})
-        return float(np.mean([self._run(card, [tenant]) for tenant in self._tenants]))
+        card = changed(self._card, rounds={"min_tenants": 1})
+        return float(np.mean([self._run(card, only=tenant.name) for tenant in self._tenants]))
 
     def linear_probe(self) -> float:
         """The head alone, on the frozen text and the same columns."""
-        return self._run(_changed(self._card, adapter={"method": "head"}), self._tenants)
+        return self._run(changed(self._card, adapter={"method": "head"}))
 
-    def logistic_regression(self) -> float:
-        """A regression on the same columns as the federation's head, without any text."""
-        return self._run(_changed(self._card, adapter={"method": "head", "text_scale": NO_TEXT}), self._tenants)
+    def spline_regression(self) -> float:
+        """A regression on exactly the federation's columns, knots and crosses, without any text."""
+        return self._run(changed(self._card, adapter={"method": "head", "text_scale": NO_TEXT}))
 
-    def _run(self, card: FederationCard, tenants: Sequence[SimulatedTenant], noise: bool = True) -> float:
+    def logistic_regression(self, **training: Any) -> float:
+        """A logistic regression on the columns as they are: scaled to their public ranges, one input a category.
+
+        Args:
+            training: Settings of the card's `[training]` to use instead.
+        """
+        features = self._card.features.model_dump(mode="json")
+        for numeric in features["numeric"]:
+            numeric["knots"] = []
+        features["crosses"] = []
+        adapter = {"method": "head", "text_scale": NO_TEXT}
+        return self._run(changed(self._card, features=features, adapter=adapter, training=training))
+
+    def _run(self, card: FederationCard, *, noise: bool = True, only: str | None = None) -> float:
         model = ProfileModel(card, self._base, self._tokenizer)
         cache = self._caches.setdefault(model.prefix_space, PrefixCache(model))
-        result = run_in_process(card, model, cache, tenants, seed=self._seed, noise=noise)
-        evaluation = [tenant.records.evaluation for tenant in self._tenants]
-        return exact_auc(model, cache, result.arrays, evaluation)
+        everyone = [tenant.encoded(card, self._tokenizer) for tenant in self._tenants]
+        training = [tenant for tenant in everyone if only in (None, tenant.name)]
+        result = run_in_process(card, model, cache, training, seed=self._seed, noise=noise)
+        return exact_auc(model, cache, result.arrays, [tenant.records.evaluation for tenant in everyone])
 
 
-def _changed(card: FederationCard, **sections: dict[str, Any]) -> FederationCard:
+def changed(card: FederationCard, **sections: dict[str, Any]) -> FederationCard:
+    """A card with some settings of some sections replaced."""
     data = card.model_dump(mode="json")
     for name, section in sections.items():
         data[name] |= section

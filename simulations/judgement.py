@@ -7,19 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from fedprofile.client.ledger import Ledger
-from fedprofile.client.sampling import split_records
 from fedprofile.client.sources import read_examples
 from fedprofile.common.adapters import read_arrays
-from fedprofile.common.interactions import encode
 from fedprofile.common.modeling.base import load_base, resolve_base
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
 from fedprofile.simulations.comparison import Comparison
-from fedprofile.simulations.federation import SimulatedTenant, exact_auc
+from fedprofile.simulations.federation import exact_auc
 from fedprofile.simulations.rehearsal import Rehearsal
+from fedprofile.simulations.tenants import TenantExamples
 
 PREDICTIONS = 3
 
@@ -55,10 +53,10 @@ def judge(rehearsal: Rehearsal, *, seed: int, compare: bool) -> Judgement:
     card = rehearsal.scenario.card
     base, tokenizer = load_base(resolve_base(card.base))
     model = ProfileModel(card, base, tokenizer)
-    tenants = [_simulated(rehearsal, name, tokenizer) for name in rehearsal.tenants]
+    tenants = [_read(rehearsal, name) for name in rehearsal.tenants]
     cache = PrefixCache(model)
     arrays = read_arrays(rehearsal.server.adapter)
-    evaluation = [tenant.records.evaluation for tenant in tenants]
+    evaluation = [tenant.encoded(card, tokenizer).records.evaluation for tenant in tenants]
     auc = exact_auc(model, cache, arrays, evaluation)
     model.set_arrays(arrays)
     first = evaluation[0]
@@ -72,16 +70,15 @@ def judge(rehearsal: Rehearsal, *, seed: int, compare: bool) -> Judgement:
     ]
     comparison = {}
     if compare:
-        found = Comparison(card, base, tokenizer, tenants, seed=seed)
-        comparison = {name: {"auc": value} for name, value in found.all().items()}
+        found = Comparison(card, base, tokenizer, tenants, seed=seed, caches={model.prefix_space: cache})
+        comparison = {name: {"auc": way()} for name, way in found.ways().items() if name != "federation"}
     return Judgement(auc, sum(len(part.users) for part in evaluation), predictions, comparison)
 
 
-def _simulated(rehearsal: Rehearsal, name: str, tokenizer: PreTrainedTokenizerBase) -> SimulatedTenant:
+def _read(rehearsal: Rehearsal, name: str) -> TenantExamples:
     """The tenant's own file, data and split, for the same federation in process."""
     directory, card = rehearsal.tenants[name], rehearsal.scenario.card
     settings = directory.read_tenant_file()
-    records = encode(read_examples(settings, card, directory.root), card, tokenizer)
     with Ledger.open(
         rehearsal.ledger(name),
         population=settings.population.name,
@@ -89,4 +86,4 @@ def _simulated(rehearsal: Rehearsal, name: str, tokenizer: PreTrainedTokenizerBa
         delta=settings.life_delta,
         evaluation_users=settings.privacy.evaluation_users,
     ) as ledger:
-        return SimulatedTenant(name, settings, split_records(records, ledger.evaluation_user))
+        return TenantExamples(name, settings, read_examples(settings, card, directory.root), ledger.evaluation_user)

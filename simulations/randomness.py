@@ -23,6 +23,19 @@ def derived_seed(*names: str | int) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(map(str, names)).encode()).digest()[:16], "big")
 
 
+def split_key(seed: int, tenant: str) -> bytes:
+    """The key that decides who is an evaluation user; a deployed ledger draws its own.
+
+    Args:
+        seed: Of the split.
+        tenant: Its name.
+
+    Returns:
+        32 bytes.
+    """
+    return hashlib.sha256(f"split {seed} {tenant}".encode()).digest()
+
+
 class SeededRandomness:
     """A reproducible source with the interface of the secure one.
 

@@ -3,7 +3,6 @@
 Setting up calls the functions that the commands call; what runs afterwards are the commands themselves.
 """
 
-import hashlib
 import os
 import socket
 import subprocess
@@ -27,6 +26,7 @@ from fedprofile.server.directory import ServerDirectory
 from fedprofile.server.enrolment import enroll_tenant, invite_tenant, read_enrolment, write_invite
 from fedprofile.server.history import read_lines
 from fedprofile.server.setup import make_directory
+from fedprofile.simulations.randomness import split_key
 from fedprofile.simulations.scenarios import Scenario, ScenarioTenant
 
 LOOK = 0.2
@@ -116,9 +116,9 @@ def _join(
     file = rehearsal.scenario.tenant_file(tenant, epsilon, Path("..") / ".." / "populations" / f"{tenant.name}.sqlite")
     directory.tenant_file.write_text(tomli_w.dumps(file.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
     tenant.write(directory.root)
-    key = None if split_seed is None else hashlib.sha256(f"split {split_seed} {tenant.name}".encode()).digest()
+    key = None if split_seed is None else split_key(split_seed, tenant.name)
     _, enrolment_file = agree(
-        directory, invite=invite, card=card, tenant=file, plan=plan_segment(card, file), split_key=key
+        directory, invite=invite, card=card, tenant=file, plan=plan_segment(card, file), registry=None, split_key=key
     )
     enrolment = read_enrolment(enrolment_file)
     noise = evaluation_noise(card, enrolment.promise.epsilon, enrolment.promise.delta)
@@ -141,7 +141,9 @@ def run(rehearsal: Rehearsal, on_look: Callable[[], None]) -> float:
     """
     logs = rehearsal.root / "logs"
     logs.mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # A state folder of its own: a rehearsal's populations are none of this machine's real ones.
+    state = (rehearsal.root / "state").absolute()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(state)}
     programs = Path(sys.executable).parent
     commands: dict[str, list[str | Path]] = {
         "server": [programs / "flower-server", "start", "--dir", rehearsal.server.root]
