@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.complete
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench crash clean
 
 setup: $(SETUP)
 
@@ -31,6 +31,11 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/round_overhead.py
 	$(BIN)/python benchmarks/purchase_intention.py --seeds 1
+
+# Kills a live federation; RESUME=1 adds to what the log holds.
+KILLS ?= 40
+crash: setup
+	$(BIN)/python -m tests.crash --kills $(KILLS) $(if $(RESUME),--resume)
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
