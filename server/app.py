@@ -182,7 +182,7 @@ class _Run:
         self._strategy.marks.update(checkpoint.marks)
         self._records: list[RoundRecord] = []
         self._spent: set[str] = set()
-        """Who has declined for its budget: it does not come back, and the others do not wait for it."""
+        """Who has declined to train for its budget: it does not come back, and the others do not wait for it."""
 
     def finish(self, late: float) -> FederationResult:
         total = self._card.training.rounds
@@ -281,7 +281,9 @@ class _Run:
         started, clock = datetime.now(UTC).isoformat(timespec="milliseconds"), time.monotonic()
         up, down = self._journal.traffic()
         outcome = ask()
-        self._spent |= {name for name, code in outcome.refused if code is RefusalCode.BUDGET}
+        if kind is Kind.TRAIN:
+            # A tenant may have no table left, after crashes, and still train.
+            self._spent |= {name for name, code in outcome.refused if code is RefusalCode.BUDGET}
         self._at.marks = dict(self._strategy.marks)
         now_up, now_down = self._journal.traffic()
         record = RoundRecord(number, kind, started, time.monotonic() - clock, outcome, now_up - up, now_down - down)
