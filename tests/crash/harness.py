@@ -147,7 +147,6 @@ class LiveFederation:
                 time.sleep(LOOK)
             stalled = [Problem("stalled", f"{', '.join(self._processes)}: nothing moves any more.")]
             problems = stalled if self._processes else self._new(self._checks.run(self._faults, end=True))
-            self._tally.leftovers += self._checks.leftovers()
             self._add("end", problems=problems, seen={name: sorted(points) for name, points in self._seen.items()})
         finally:
             for process in (*self._processes.values(), *([self._second] if self._second else [])):
@@ -246,7 +245,7 @@ class LiveFederation:
         number, federation = self._checks.round, self._places.root.name
         self._tally.add(
             event, federation, process=name, plan=plan, round_number=number, seconds=seconds, problems=problems or [],
-            seen=seen,
+            seen=seen, leftovers=self._checks.leftovers() if event == "end" else 0,
         )  # fmt: skip
         what = f"{plan.action} at {plan.point}" if plan is not None and plan.point != RANDOM else event
         print(f"{self._tally.events['kill']:5} {federation} round {number} of {ROUNDS}: {name} {what}", flush=True)

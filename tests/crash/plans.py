@@ -94,7 +94,7 @@ class Coverage:
     def _weight(self, role: Role, action: Action, point: str) -> int:
         """Fewest first; what was tried and not reached stands back."""
         tried, hit = self._tries[role, action, point], self.hits[role, action, point]
-        return (1 + 5 * point.startswith(_MINOR)) * (1 + max(tried, hit) + 2 * max(tried - hit, 0))
+        return (1 + 2 * point.startswith(_MINOR)) * (1 + max(tried, hit) + 2 * max(tried - hit, 0))
 
     def _tried(self, role: Role, plan: Plan) -> Plan:
         self._tries[role, plan.action, plan.point] += 1

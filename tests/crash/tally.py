@@ -2,7 +2,7 @@
 
 {"event": "kill" | "fault" | "exit" | "end", "run", "at", "federation", "process", "action", "point", "occurrence",
  "round", "seconds", "problems": {kind: count}, "sentences": [...]}; an "end", of a federation, has "seen", the points
-that processes have passed.
+that processes have passed, and "leftovers", half-written files that killed processes have left.
 """
 
 import json
@@ -55,6 +55,7 @@ class Tally:
         seconds: float = 0.0,
         problems: list[Problem],
         seen: dict[str, list[str]] | None = None,
+        leftovers: int = 0,
     ) -> None:
         """Count an event, and append it to the log.
 
@@ -67,6 +68,7 @@ class Tally:
             seconds: How long the process had run.
             problems: What was found for the first time after it.
             seen: Points that processes have passed, by role and whether it was the first start.
+            leftovers: Half-written files that killed processes have left.
         """
         counts = Counter(problem.kind for problem in problems)
         line: dict[str, Any] = {"event": event, "run": self._run, "at": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -75,7 +77,7 @@ class Tally:
             line |= {"action": plan.action, "point": plan.point, "occurrence": plan.occurrence}
         line |= {"problems": dict(counts), "sentences": [problem.sentence for problem in problems]}
         if seen is not None:
-            line["seen"] = seen
+            line |= {"seen": seen, "leftovers": leftovers}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
@@ -86,6 +88,7 @@ class Tally:
         self.events[line["event"]] += 1
         self._kills_here += line["event"] == "kill"
         self.problems.update(line["problems"])
+        self.leftovers += line.get("leftovers", 0)
         role: Role = "server" if line["process"] == "server" else "client"
         if "point" in line:
             self.coverage.hit(role, Plan(line["action"], line["point"], line["occurrence"]))
