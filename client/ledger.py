@@ -43,6 +43,7 @@ from fedprofile.common.accounting import MechanismEvent
 from fedprofile.common.errors import BudgetRefusal, ConfigError, RefusalCode
 from fedprofile.common.messages import Kind
 
+_DISK_ERRORS = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
 _TOLERANCE = 1 + 1e-9
 """For adding shares such as 0.1 in floating point."""
 
@@ -123,6 +124,11 @@ class Ledger(LedgerHistory):
         except BaseException as error:
             os.close(lock)
             if isinstance(error, sqlite3.DatabaseError):
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_ERRORS:
+                    raise ConfigError(
+                        f"{path}: the disk is full, read-only or failing ({error.sqlite_errorname}); make room or make "
+                        f"it writable, and start again. The ledger itself is as it was: do not restore an older one."
+                    ) from error
                 raise ConfigError(f"{path}: is not a ledger of this version; restore it from a backup.") from error
             raise
         return ledger

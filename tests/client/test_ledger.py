@@ -399,3 +399,17 @@ def test_a_ledger_stores_events_and_no_composed_epsilon(tmp_path: Path) -> None:
 def test_the_chain_starts_at_genesis(tmp_path: Path) -> None:
     with _open(tmp_path / "x.sqlite") as ledger:
         assert ledger.mark() == LedgerMark(0, GENESIS)
+
+
+def test_a_full_disk_is_not_told_as_a_damaged_ledger(tmp_path: Path) -> None:
+    """Whoever is told to restore a backup does so, and an older ledger has forgotten releases."""
+    program = (
+        "import resource, signal, sys; from pathlib import Path; from fedprofile.client.ledger import Ledger\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "ledger = Ledger.open(Path(sys.argv[1]), population='other', epsilon=3.0, delta=1e-6, evaluation_users=0.2)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "y.sqlite")], capture_output=True, text=True, check=False
+    )
+    assert "ConfigError" in ran.stderr and "the disk is full" in ran.stderr
+    assert "restore it from a backup" not in ran.stderr
