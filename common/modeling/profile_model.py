@@ -72,7 +72,8 @@ class ProfileModel(nn.Module):
         tokenizer: Of the base.
 
     Raises:
-        ConfigError: The card's adapter does not fit the base, or the base cannot be used (see `hollow`, `lora`).
+        ConfigError: The card's adapter does not fit the base, or the base cannot be used (see `freezing`, `hollow`,
+            `lora`).
     """
 
     def __init__(self, card: FederationCard, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -308,11 +308,12 @@ def test_a_model_that_is_another_each_time_is_refused(make_model: MakeModel, mak
 
 @pytest.mark.base
 def test_the_embedded_model_shares_passes(card_data: Callable[..., dict[str, Any]]) -> None:
-    """On the machines that this was made for; elsewhere it would be slow, and right."""
+    """What the head is computed row by row for: with a matrix product there, it does not."""
     folder = embedded_folder()
     assert folder is not None
     spec = hash_base(folder, EMBEDDED_ID)
     card = FederationCard.model_validate(card_data(base=spec.model_dump(), history={"max_tokens": 64}))
     model = ProfileModel(card, *load_base(resolve_base(spec, folder)))
-    kinds: tuple[Pass, ...] = ("frozen", "adapted")
-    assert [model.tokens_at_once(kind) for kind in kinds] == [WHOLE_PASS_TOKENS, SHORT_PASS_TOKENS]
+    if model.tokens_at_once("frozen") == 1:
+        pytest.skip("this machine's kernels mix the rows of the base model itself: slow here, and right")
+    assert model.tokens_at_once("adapted") == SHORT_PASS_TOKENS and not model.one_at_a_time
