@@ -165,7 +165,7 @@ class TenantApp:
         self._policy.check_rounds(request, self._ledger.rounds_on(_today()))
         self._ledger.check_cap(self._segment, request.kind, request.round)
         records = self._records()
-        if training and not self._tested:
+        if not self._tested:
             self._trainer.self_test()
             self._tested = True
         users = records.training if training else records.evaluation
