@@ -47,24 +47,22 @@ def cells_of_split(seed: int, names: list[str], data_dir: Path, done: set[tuple[
     """Every missing cell of one split and some alternatives, as it is computed."""
     import torch
 
-    from fedprofile.common.modeling.base import load_base, resolve_base
-    from fedprofile.common.modeling.prefix_cache import PrefixCache
     from fedprofile.simulations.comparison import Comparison
     from fedprofile.simulations.scenarios import load_scenario
+    from fedprofile.simulations.shared_base import SharedBase
     from fedprofile.simulations.tenants import read_tenants
 
     torch.set_num_threads(1)
     scenario = load_scenario("online-shoppers", data_dir, seed=0)
-    base, tokenizer = load_base(resolve_base(scenario.card.base))
+    base = SharedBase.load(scenario.card.base)
     tenants = read_tenants(scenario, split_seed=seed)
-    caches: dict[str, PrefixCache] = {}
     for name in names:
         # Without noise the budget plays no part.
         for epsilon in EPSILONS[:1] if name == "no_noise" else EPSILONS:
             if (seed, epsilon, name) in done:
                 continue
             budgeted = [tenant.at_budget(epsilon) for tenant in tenants]
-            compared = Comparison(scenario.card, base, tokenizer, budgeted, seed=seed, caches=caches)
+            compared = Comparison(scenario.card, base, budgeted, seed=seed)
             yield {"split": seed, "epsilon": epsilon, "way": name, "auc": round(compared.ways(**LOGISTIC)[name](), 5)}
 
 

@@ -176,9 +176,27 @@ def _tokens(examples: Sequence[Example], card: FederationCard, tokenizer: Tokeni
         if history.record:
             texts.append(render(history.record, example.row))
         pieces.append([text + history.separator for text in texts[:-1]] + texts[-1:])
+    return fit_texts(pieces, tokenizer, history.max_tokens)
+
+
+def fit_texts(pieces: Sequence[Sequence[str]], tokenizer: Tokenizer, max_tokens: int) -> list[NDArray[np.int32]]:
+    """Token ids with special tokens; what does not fit is cut at the front: whole pieces first, then tokens.
+
+    Args:
+        pieces: Of each text, the oldest first.
+        tokenizer: Of the base model.
+        max_tokens: Special tokens included.
+
+    Returns:
+        One array for each text.
+
+    Raises:
+        TextError: The tokenizer fails at a text.
+        ConfigError: The tokenizer cannot be used at all.
+    """
     ids = _token_ids({text for texts in pieces for text in texts}, tokenizer)
     before, after = _special_tokens(tokenizer)
-    room = history.max_tokens - len(before) - len(after)
+    room = max_tokens - len(before) - len(after)
     tokens: list[NDArray[np.int32]] = []
     for texts in pieces:
         parts = [ids[text] for text in texts]

@@ -41,7 +41,7 @@ def export_adapter(root: Path, out: Path, base: Path | None = None) -> dict[str,
     """
     # Imported late: it brings torch, transformers and PEFT.
     from fedprofile.common.features import encode_features
-    from fedprofile.common.interactions import EncodedRecords
+    from fedprofile.common.interactions import EncodedRecords, fit_texts
     from fedprofile.common.modeling.base import load_base, resolve_base
     from fedprofile.common.modeling.export import TenantPrivacy, compare_in_fresh_process, write_adapter_folder
     from fedprofile.common.modeling.profile_model import ProfileModel
@@ -59,12 +59,11 @@ def export_adapter(root: Path, out: Path, base: Path | None = None) -> dict[str,
     ]
     write_adapter_folder(model, out, rounds=round_number, tenants=tenants)
     texts, columns = probes(card)
-    encoded = model.tokenizer(list(texts), truncation=True, max_length=card.history.max_tokens)["input_ids"]
     nothing = np.zeros(len(texts), np.int64)
     records = EncodedRecords(
         users=tuple(str(place) for place in range(len(texts))),
         user=np.arange(len(texts), dtype=np.int64),
-        tokens=[np.asarray(ids, np.int32) for ids in encoded],
+        tokens=fit_texts([[text] for text in texts], model.tokenizer, card.history.max_tokens),
         features=encode_features(columns, card.features),
         labels=nothing - 1,
         groups=nothing,

@@ -8,13 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedprofile.common.card import FederationCard
 from fedprofile.common.config import validate
-from fedprofile.common.modeling.prefix_cache import PrefixCache
-from fedprofile.common.modeling.profile_model import ProfileModel
 from fedprofile.simulations.federation import exact_auc, run_in_process
+from fedprofile.simulations.shared_base import SharedBase
 from fedprofile.simulations.tenants import TenantExamples
 
 NO_TEXT = 1e-9
@@ -27,25 +25,20 @@ class Comparison:
     Args:
         card: The federation's; the alternatives' cards are made from it.
         base: The loaded base model.
-        tokenizer: Its tokenizer.
         tenants: Data, split and budget of everyone.
         seed: Of all sampling and noise.
-        caches: Prefix caches by space, to share among comparisons.
     """
 
     def __init__(
         self,
         card: FederationCard,
-        base: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        base: SharedBase,
         tenants: Sequence[TenantExamples],
         *,
         seed: int,
-        caches: dict[str, PrefixCache] | None = None,
     ) -> None:
-        self._card, self._base, self._tokenizer = card, base, tokenizer
+        self._card, self._base = card, base
         self._tenants, self._seed = list(tenants), seed
-        self._caches = {} if caches is None else caches
 
     def ways(self, **logistic: Any) -> dict[str, Callable[[], float]]:
         """Everything that can be compared, by name; each call runs it and gives its exact AUC.
@@ -93,9 +86,8 @@ class Comparison:
         return self._run(changed(self._card, features=features, adapter=adapter, training=training))
 
     def _run(self, card: FederationCard, *, noise: bool = True, only: str | None = None) -> float:
-        model = ProfileModel(card, self._base, self._tokenizer)
-        cache = self._caches.setdefault(model.prefix_space, PrefixCache(model))
-        everyone = [tenant.encoded(card, self._tokenizer) for tenant in self._tenants]
+        model, cache = self._base.model(card)
+        everyone = [tenant.encoded(card, self._base.tokenizer) for tenant in self._tenants]
         training = [tenant for tenant in everyone if only in (None, tenant.name)]
         result = run_in_process(card, model, cache, training, seed=self._seed, noise=noise)
         return exact_auc(model, cache, result.arrays, [tenant.records.evaluation for tenant in everyone])

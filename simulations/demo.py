@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -130,9 +131,11 @@ def _summary(rehearsal: Rehearsal, seconds: float) -> dict[str, Any]:
 
 
 def _show(console: Console, summary: dict[str, Any], predictions: list[dict[str, Any]]) -> None:
-    table = Table(title=f"{summary['federation']}: {summary['rounds']} rounds in {summary['seconds']:.0f} s")
+    title = f"{summary['federation']}: {summary['rounds']} rounds in {summary['seconds']:.0f} s"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
     for column in ("tenant", "declared users", "epsilon (cap)", "epsilon spent", "delta", "releases", "refused"):
-        table.add_column(column, justify="left" if column == "tenant" else "right")
+        is_name = column == "tenant"
+        table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name, overflow="fold")
     for tenant in summary["tenants"]:
         numbers = (tenant["declared_users"], f"{tenant['epsilon']:g}", f"{tenant['epsilon_spent']:.2f}")
         rest = (f"{tenant['delta']:g}", tenant["releases"], tenant["refused"])

@@ -11,12 +11,10 @@ import numpy as np
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.sources import read_examples
 from fedprofile.common.adapters import read_arrays
-from fedprofile.common.modeling.base import load_base, resolve_base
-from fedprofile.common.modeling.prefix_cache import PrefixCache
-from fedprofile.common.modeling.profile_model import ProfileModel
 from fedprofile.simulations.comparison import Comparison
 from fedprofile.simulations.federation import exact_auc
 from fedprofile.simulations.rehearsal import Rehearsal
+from fedprofile.simulations.shared_base import SharedBase
 from fedprofile.simulations.tenants import TenantExamples
 
 PREDICTIONS = 3
@@ -51,26 +49,25 @@ def judge(rehearsal: Rehearsal, *, seed: int, compare: bool) -> Judgement:
         Exact metrics and predictions.
     """
     card = rehearsal.scenario.card
-    base, tokenizer = load_base(resolve_base(card.base))
-    model = ProfileModel(card, base, tokenizer)
+    base = SharedBase.load(card.base)
+    model, cache = base.model(card)
     tenants = [_read(rehearsal, name) for name in rehearsal.tenants]
-    cache = PrefixCache(model)
     arrays = read_arrays(rehearsal.server.adapter)
-    evaluation = [tenant.encoded(card, tokenizer).records.evaluation for tenant in tenants]
+    evaluation = [tenant.encoded(card, base.tokenizer).records.evaluation for tenant in tenants]
     auc = exact_auc(model, cache, arrays, evaluation)
     model.set_arrays(arrays)
     first = evaluation[0]
     few = first.of_users(np.arange(len(first.users)) < PREDICTIONS)
     predictions = [
         {
-            "text": tokenizer.decode(ids, skip_special_tokens=True),
+            "text": base.tokenizer.decode(ids, skip_special_tokens=True),
             "probabilities": {label: round(float(p), 3) for label, p in zip(card.task.labels, row, strict=True)},
         }
         for ids, row in zip(few.tokens, model.predict(few, cache), strict=True)
     ]
     comparison = {}
     if compare:
-        found = Comparison(card, base, tokenizer, tenants, seed=seed, caches={model.prefix_space: cache})
+        found = Comparison(card, base, tenants, seed=seed)
         comparison = {name: {"auc": way()} for name, way in found.ways().items() if name != "federation"}
     return Judgement(auc, sum(len(part.users) for part in evaluation), predictions, comparison)
 

@@ -87,11 +87,12 @@ def make_card() -> Callable[..., FederationCard]:
     return make
 
 
-def _toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """A value as an inline TOML value."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{name} = {as_toml(inner)}" for name, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(inner) for inner in value) + "]"
+        return "[" + ", ".join(as_toml(inner) for inner in value) + "]"
     return json.dumps(value)
 
 
@@ -242,7 +243,7 @@ class Server:
         self._thread: threading.Thread | None = None
         root.mkdir(exist_ok=True)
         self.directory.state.mkdir(exist_ok=True)
-        self.directory.federation.write_text("".join(f"{name} = {_toml(value)}\n" for name, value in card.items()))
+        self.directory.federation.write_text("".join(f"{name} = {as_toml(value)}\n" for name, value in card.items()))
         port, admin_port, health_port = free_ports(3)
         self.directory.settings_file.write_text(
             f'host = "localhost"\nlisten = "127.0.0.1"\nport = {port}\nadmin_port = {admin_port}\n'

@@ -13,14 +13,13 @@ import pytest
 from fedprofile.client.ledger import Ledger
 from fedprofile.common.card import FederationCard
 from fedprofile.common.modeling.base import BaseModelFiles, load_base
-from fedprofile.common.modeling.prefix_cache import PrefixCache
-from fedprofile.common.modeling.profile_model import ProfileModel
 from fedprofile.common.tenant import TenantFile
 from fedprofile.server.app import FederationResult
 from fedprofile.simulations.comparison import NO_TEXT, Comparison, changed
 from fedprofile.simulations.federation import exact_auc, run_in_process
 from fedprofile.simulations.randomness import split_key
 from fedprofile.simulations.scenarios import Scenario, ScenarioTenant
+from fedprofile.simulations.shared_base import SharedBase
 from fedprofile.simulations.tenants import TenantExamples, read_tenants
 
 VISITORS = 120
@@ -67,31 +66,31 @@ def tenants(scenario: Scenario) -> list[TenantExamples]:
 
 
 @pytest.fixture(scope="module")
-def loaded(scenario: Scenario, tiny_base: Path) -> tuple[Any, Any]:
-    return load_base(BaseModelFiles(tiny_base, scenario.card.base))
+def base(scenario: Scenario, tiny_base: Path) -> SharedBase:
+    return SharedBase(*load_base(BaseModelFiles(tiny_base, scenario.card.base)))
 
 
 def _run(
-    scenario: Scenario, tenants: list[TenantExamples], loaded: tuple[Any, Any], *, seed: int, noise: bool = True
+    scenario: Scenario, tenants: list[TenantExamples], base: SharedBase, *, seed: int, noise: bool = True
 ) -> FederationResult:
-    model = ProfileModel(scenario.card, *loaded)
-    encoded = [tenant.encoded(scenario.card, loaded[1]) for tenant in tenants]
-    return run_in_process(scenario.card, model, PrefixCache(model), encoded, seed=seed, noise=noise)
+    model, cache = base.model(scenario.card)
+    encoded = [tenant.encoded(scenario.card, base.tokenizer) for tenant in tenants]
+    return run_in_process(scenario.card, model, cache, encoded, seed=seed, noise=noise)
 
 
 def test_a_run_is_bit_for_bit_a_function_of_its_seed(
-    scenario: Scenario, tenants: list[TenantExamples], loaded: tuple[Any, Any]
+    scenario: Scenario, tenants: list[TenantExamples], base: SharedBase
 ) -> None:
-    first, again, other = (_run(scenario, tenants, loaded, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (_run(scenario, tenants, base, seed=seed) for seed in (0, 0, 1))
     assert all(np.array_equal(first.arrays[name], again.arrays[name]) for name in first.arrays)
     assert [record.outcome.metrics for record in first.records] == [record.outcome.metrics for record in again.records]
     assert not all(np.array_equal(first.arrays[name], other.arrays[name]) for name in first.arrays)
 
 
 def test_every_round_has_every_tenant_and_nobody_refuses(
-    scenario: Scenario, tenants: list[TenantExamples], loaded: tuple[Any, Any]
+    scenario: Scenario, tenants: list[TenantExamples], base: SharedBase
 ) -> None:
-    result = _run(scenario, tenants, loaded, seed=0)
+    result = _run(scenario, tenants, base, seed=0)
     assert (result.rounds, result.reason) == (3, "rounds")
     for record in result.records:
         assert sorted(record.outcome.answered) == ["acme", "globex", "initech"]
@@ -99,13 +98,12 @@ def test_every_round_has_every_tenant_and_nobody_refuses(
 
 
 def test_without_noise_the_federation_learns_what_was_planted(
-    scenario: Scenario, tenants: list[TenantExamples], loaded: tuple[Any, Any]
+    scenario: Scenario, tenants: list[TenantExamples], base: SharedBase
 ) -> None:
-    model = ProfileModel(scenario.card, *loaded)
-    cache = PrefixCache(model)
-    evaluation = [tenant.encoded(scenario.card, loaded[1]).records.evaluation for tenant in tenants]
+    model, cache = base.model(scenario.card)
+    evaluation = [tenant.encoded(scenario.card, base.tokenizer).records.evaluation for tenant in tenants]
     start = exact_auc(model, cache, model.initial_arrays(), evaluation)
-    learnt = _run(scenario, tenants, loaded, seed=0, noise=False)
+    learnt = _run(scenario, tenants, base, seed=0, noise=False)
     assert start == 0.5
     assert exact_auc(model, cache, learnt.arrays, evaluation) > 0.7
 
@@ -131,9 +129,9 @@ def test_another_budget_keeps_data_and_split(tenants: list[TenantExamples]) -> N
 
 
 def test_the_alternatives_differ_in_what_their_names_say(
-    scenario: Scenario, tenants: list[TenantExamples], loaded: tuple[Any, Any]
+    scenario: Scenario, tenants: list[TenantExamples], base: SharedBase
 ) -> None:
-    compared = Comparison(scenario.card, *loaded, tenants, seed=0)
+    compared = Comparison(scenario.card, base, tenants, seed=0)
     found = {name: way() for name, way in compared.ways().items()}
     assert set(found) == {
         "federation", "no_noise", "alone_mean", "dp_linear_probe", "dp_logistic_regression", "dp_spline_regression",
@@ -145,12 +143,12 @@ def test_the_alternatives_differ_in_what_their_names_say(
 
 
 def test_a_regression_on_columns_does_not_see_the_text(
-    scenario: Scenario, tenants: list[TenantExamples], loaded: tuple[Any, Any]
+    scenario: Scenario, tenants: list[TenantExamples], base: SharedBase
 ) -> None:
     card = changed(scenario.card, adapter={"method": "head", "text_scale": NO_TEXT})
-    model = ProfileModel(card, *loaded)
-    encoded = [tenant.encoded(card, loaded[1]) for tenant in tenants]
-    result = run_in_process(card, model, PrefixCache(model), encoded, seed=0)
+    model, cache = base.model(card)
+    encoded = [tenant.encoded(card, base.tokenizer) for tenant in tenants]
+    result = run_in_process(card, model, cache, encoded, seed=0)
     model.set_arrays(result.arrays)
     records = encoded[0].records.evaluation
     shuffled = type(records)(**{**vars(records), "tokens": records.tokens[::-1]})
