@@ -74,7 +74,12 @@ def check(directory: Directory, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def start(directory: Directory) -> None:
+def start(
+    directory: Directory,
+    record_egress: Annotated[
+        Path | None, typer.Option("--record-egress", metavar="FILE", help="Append every request that is sent to FILE.")
+    ] = None,
+) -> None:
     """Wait for the operator's enrolment, then take part until the run ends."""
     from fedprofile.client.agreement import claim_population, read_agreement
     from fedprofile.client.directory import TenantDirectory
@@ -91,11 +96,14 @@ def start(directory: Directory) -> None:
         examples = ExampleSource(agreement.tenant, agreement.card, place.root)
         # Before anything heavy is imported, so that a wrong row is said at once.
         examples.validate()
+        from fedprofile.client.egress import EgressFile
+
+        egress = EgressFile(record_egress) if record_egress else None
         say = _logged(place)
         say("loading the base model and the data.")
         from fedprofile.client.participation import participate
 
-        participate(place, agreement, examples, key, say, _stop_on_signals())
+        participate(place, agreement, examples, key, say, _stop_on_signals(), egress)
 
 
 @app.command()

@@ -42,6 +42,7 @@ from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fedprofile.client.directory import write_private
+from fedprofile.client.egress import EgressError, EgressFile
 from fedprofile.client.exchange import Exchange, LostRequestError
 from fedprofile.client.journal import Journal
 from fedprofile.client.transport import (
@@ -115,6 +116,7 @@ class Connection:
         stop: Set when the process is to end.
         say: Takes plain lines for the tenant.
         over: Whether the run is known to be over.
+        egress: Records every request before it is sent.
     """
 
     def __init__(
@@ -130,12 +132,15 @@ class Connection:
         stop: threading.Event,
         say: Callable[[str], None],
         over: Callable[[], bool] = lambda: False,
+        egress: EgressFile | None = None,
     ) -> None:
         self._public_key = public_key_to_bytes(key.public_key())
         self._node_file, self._journal = node_file, journal
         self._reply_every, self._stop, self._say = reply_every, stop, say
-        self._client = BoundedFleetClient(address=address, ca=ca, key=key, limit=limits.answer_bytes)
-        self._heart = BoundedFleetClient(address=address, ca=ca, key=key, limit=limits.answer_bytes)
+        self._client, self._heart = (
+            BoundedFleetClient(address=address, ca=ca, key=key, limit=limits.answer_bytes, egress=egress)
+            for _ in range(2)
+        )
         self._wake_heart = threading.Event()
         self._returned = threading.Event()
         self._call = Retry(stop, say, on_return=self._returned.set, over=over)
@@ -151,6 +156,7 @@ class Connection:
         Raises:
             StoppedError: The process is to end.
             httpx.HTTPStatusError: The server refuses the protocol itself.
+            EgressError: What is to be sent cannot be recorded.
         """
         try:
             with self._online():
@@ -253,7 +259,7 @@ class Connection:
             try:
                 self._heart.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT))
                 os.utime(self._node_file)  # The last sign of life, for `_rejoin`.
-            except (httpx.HTTPError, TooLargeError, ValueError, RuntimeError, OSError):
+            except (httpx.HTTPError, TooLargeError, EgressError, ValueError, RuntimeError, OSError):
                 continue  # The main loop meets the same trouble and says so.
 
     def _leave(self) -> None:
@@ -263,7 +269,7 @@ class Connection:
         self._journal.clear()
         try:
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
-        except (httpx.HTTPError, TooLargeError, ValueError, RuntimeError):
+        except (httpx.HTTPError, TooLargeError, EgressError, ValueError, RuntimeError):
             return  # The server notices by itself when the heartbeats end.
 
     def _resume(self, handler: Handler) -> bool:

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedprofile.client.agreement import Agreement
 from fedprofile.client.connection import Connection
 from fedprofile.client.directory import TenantDirectory
+from fedprofile.client.egress import EgressFile
 from fedprofile.client.journal import Journal
 from fedprofile.client.ledger_summary import summary
 from fedprofile.client.records import ExampleSource
@@ -23,6 +24,7 @@ def participate(
     key: ec.EllipticCurvePrivateKey,
     say: Callable[[str], None],
     stop: threading.Event,
+    egress: EgressFile | None = None,
 ) -> None:
     """Load everything, connect, and answer until the run is over or the process is asked to end.
 
@@ -33,6 +35,7 @@ def participate(
         key: The tenant's.
         say: Takes plain lines for the tenant.
         stop: Set, with a `StoppedError` in this thread, when the process is to end.
+        egress: Records every request before it is sent.
 
     Raises:
         LedgerBehindError: The server has seen more of the ledger than there is.
@@ -53,6 +56,7 @@ def participate(
                 stop=stop,
                 say=say,
                 over=lambda: site.over,
+                egress=egress,
             ).serve(site)
         finally:
             site.close()

@@ -21,6 +21,8 @@ from flwr.supercore.protobuf.client import ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fedprofile.client.egress import EgressFile
+
 HEADROOM = 2 << 20
 """Bytes of a message beside the arrays' values: the layout (at most 1 MiB), fields, headers."""
 FIRST_PAUSE = 0.2
@@ -92,9 +94,12 @@ class BoundedFleetClient(FleetHttpClient):
         ca: The only CA certificate that is trusted, PEM.
         key: The tenant's key; every request is signed with it.
         limit: Largest answer in bytes.
+        egress: Records what is sent, before it is.
     """
 
-    def __init__(self, *, address: str, ca: str, key: ec.EllipticCurvePrivateKey, limit: int) -> None:
+    def __init__(
+        self, *, address: str, ca: str, key: ec.EllipticCurvePrivateKey, limit: int, egress: EgressFile | None = None
+    ) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_verify_locations(cadata=ca)
@@ -108,6 +113,9 @@ class BoundedFleetClient(FleetHttpClient):
         )
         self._limit = limit
         self._client.follow_redirects = False
+        if egress is not None:
+            # httpx calls this last, when the signature is on.
+            self._client.event_hooks["request"].append(egress.record)
 
     def _send(self, context: ProtobufRequestContext, *, stream: bool = False) -> httpx.Response:
         context.request.headers["accept-encoding"] = "identity"

@@ -175,9 +175,9 @@ class Federation:
         """Start the server; it goes on where it was."""
         return self._start("server", [BIN / "flower-server", "start", "--dir", self.server_dir])
 
-    def start_client(self, name: str) -> subprocess.Popen[bytes]:
+    def start_client(self, name: str, *options: object) -> subprocess.Popen[bytes]:
         """Start a tenant's client."""
-        return self._start(name, [BIN / "flower-client", "start", "--dir", self.tenant_dir(name)])
+        return self._start(name, [BIN / "flower-client", "start", "--dir", self.tenant_dir(name), *options])
 
     def start_odd_clients(self, **modes: str) -> subprocess.Popen[bytes]:
         """Start a process, named "odd", that takes the place of some tenants' clients; see `odd_client`."""

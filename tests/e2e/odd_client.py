@@ -3,6 +3,8 @@
 nan          the first number of a reply is not one
 shape        its first array holds one value too many
 name         its first array has another name
+leak         the first array is named after what stands in the source
+fail=STEP    raises an error that quotes the source, each time it comes to a step: one of `STEPS`
 record       beside the schema's records stands one that claims a huge weight
 field        among the schema's fields stands one that claims a huge weight
 hold=STEPS   stops at steps such as `train-2`, after the ledger was written and before anything is drawn, or
@@ -38,6 +40,25 @@ from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import Arrays, Kind, content_of, reply_of, request_of
 
 HUGE = 10**12
+STEPS: dict[str, tuple[str, str]] = {
+    "source": ("", "_records"),
+    "self-test": ("_trainer", "self_test"),
+    "mark": ("_ledger", "check_mark"),
+    "cap": ("_ledger", "check_cap"),
+    "reserve": ("_ledger", "reserve"),
+    "randomness": ("", "_make_randomness"),
+    "train": ("_trainer", "train"),
+    "evaluate": ("_evaluator", "evaluate"),
+    "outbox": ("_outbox", "put"),
+    "released": ("_ledger", "mark_released"),
+    "refusal": ("_ledger", "count_refusal"),
+    "adapter": ("", "_on_adapter"),
+}
+"""Where a tenant's app can be made to fail: which of its parts, and that part's function."""
+
+
+class PlantedError(Exception):
+    """Quotes private data, as an error of a library may."""
 
 
 class HeldTrainer:
@@ -63,6 +84,9 @@ class OddHandler:
         self._site, self._folder, self._mode = site, folder, mode
         self._steps = mode.removeprefix("hold=").split(",") if mode.startswith("hold=") else []
         self._round = 0
+        self._private = (folder / "visits.csv").read_text()
+        if mode.startswith("fail="):
+            self._plant(mode.removeprefix("fail="))
         site.app._trainer = HeldTrainer(site.app._trainer, self)
 
     def answer(self, request: Message) -> Message:
@@ -86,6 +110,17 @@ class OddHandler:
             while not (self._folder / f"go-{step}").exists():
                 time.sleep(0.05)
 
+    def _plant(self, step: str) -> None:
+        part, function = STEPS[step]
+
+        def fail(*arguments: object, **named: object) -> None:
+            try:
+                raise ValueError(self._private)
+            except ValueError as error:
+                raise PlantedError(self._private, arguments, named) from error
+
+        setattr(getattr(self._site.app, part) if part else self._site.app, function, fail)
+
     def _spoiled(self, reply: Message, request: Message) -> Message:
         decoded = reply_of(reply)
         arrays = decoded.arrays
@@ -99,6 +134,8 @@ class OddHandler:
             arrays[first] = value
             if self._mode == "name":
                 arrays["other"] = arrays.pop(first)
+            elif self._mode == "leak":
+                arrays[self._private.splitlines()[1]] = arrays.pop(first)
         content = content_of(decoded)
         if self._mode == "record":
             content["metrics"] = MetricRecord({"num-examples": HUGE})

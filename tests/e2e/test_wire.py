@@ -1,0 +1,169 @@
+"""Nothing of the data is in the bytes that leave, nor in the logs: whole runs with canaries in every column.
+
+The tenants train for real. Some fail at every step that they can fail at, with errors that quote the data; one leaks on
+purpose, so that it is known what would be found.
+"""
+
+import base64
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+import tomli_w
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+from fedprofile.client.enrolment import read_key
+from fedprofile.server.directory import ServerDirectory
+from tests.e2e.canaries import Canaries
+from tests.e2e.conftest import free_ports
+from tests.e2e.odd_client import STEPS
+from tests.e2e.wiretap import Sent, Wiretap
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Federation
+
+pytestmark = pytest.mark.e2e
+
+HONEST = ("acme", "globex", "initech")
+"""The first is recorded by itself as well; the last has the same data as the second but for one user."""
+EMPTY_RECORD = 145
+"""Bytes of the request that carries a record without arrays."""
+FAILING = {f"fails-{step}": f"fail={step}" for step in STEPS}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run that is over."""
+
+    run: "Federation"
+    by_tenant: dict[str, list[Sent]]
+
+    def bytes_of(self, name: str) -> bytes:
+        """All that a tenant sent."""
+        return b"\n".join(part for sent in self.by_tenant[name] for part in (sent.head, sent.body))
+
+
+@pytest.fixture(scope="module")
+def recorded(shared_federation: Callable[..., "Federation"]) -> Recorded:
+    everybody = (*HONEST, *FAILING, "leaky")
+    run = shared_federation(training={"rounds": 3}, rounds={"min_tenants": len(everybody), "timeout": 600})
+    # As loud as a user can make it.
+    run.environment |= {"FLWR_LOG_LEVEL": "DEBUG", "PYTHONWARNINGS": "default", "TRANSFORMERS_VERBOSITY": "debug"}
+    for name in everybody:
+        directory = run.join(name)
+        whose = Canaries("globex" if name == "initech" else name)
+        whose.write(directory / "visits.csv", without=7 if name == "initech" else None)
+    server = ServerDirectory(run.server_dir)
+    [port] = free_ports(1)
+    settings = tomllib.loads(server.settings_file.read_text())
+    tap = Wiretap(run.public, server, port)
+    try:
+        server.settings_file.write_text(tomli_w.dumps(settings | {"port": port}))
+        run.start_server()
+        run.start_client("acme", "--record-egress", run.root / "egress.jsonl")
+        run.start_client("globex")
+        run.start_client("initech")
+        run.start_odd_clients(leaky="leak", **FAILING)
+        run.wait_until("the first round", run.trained)
+        for name in ("globex", "initech"):
+            # While it runs, wrong rows are left out; the log says how many.
+            Canaries("globex").write(run.tenant_dir(name) / "visits.csv", wrong=True)
+        run.finish(*HONEST, "odd", "server")
+    finally:
+        tap.close()
+    keys = {
+        base64.b64encode(public_key_to_bytes(read_key(run.tenant_dir(name) / "key").public_key())).decode(): name
+        for name in everybody
+    }
+    by_tenant: dict[str, list[Sent]] = {name: [] for name in everybody}
+    for sent in tap.requests():
+        by_tenant[keys[sent.key]].append(sent)
+    return Recorded(run, by_tenant)
+
+
+def test_the_run_was_a_real_one(recorded: Recorded) -> None:
+    assert [entry["round"] for entry in recorded.run.trained()] == [1, 2, 3]
+    for entry in recorded.run.trained():
+        assert set(HONEST) <= set(entry["tenants"])
+    for name in HONEST:
+        assert len(recorded.bytes_of(name)) > 10_000
+        assert "update sent" in recorded.run.output(name)
+
+
+@pytest.mark.parametrize("name", [*HONEST[:2], *FAILING])
+def test_no_canary_is_in_what_a_tenant_sent(name: str, recorded: Recorded) -> None:
+    assert Canaries(name).found_in(recorded.bytes_of(name)) == set()
+
+
+def test_what_leaks_would_be_found(recorded: Recorded) -> None:
+    found = Canaries("leaky").found_in(recorded.bytes_of("leaky"))
+    assert {"text of canary-leaky", "date of the time"} <= {form.replace("-user-0000", "") for form in found}
+
+
+@pytest.mark.parametrize("name", [*HONEST[:2], *FAILING])
+def test_no_canary_is_in_a_log(name: str, recorded: Recorded) -> None:
+    run = recorded.run
+    logs = [run.tenant_dir(name) / "client.log", run.server_dir / "state" / "server.log"]
+    written = b"\n".join(path.read_bytes() for path in logs if path.exists())
+    told = "".join(run.output(process) for process in (*HONEST, "odd", "server"))
+    assert Canaries(name).found_in(written + told.encode()) == set()
+
+
+def test_every_failure_looks_the_same_to_the_server(recorded: Recorded) -> None:
+    """A step that fails is refused with the one code `unavailable`, in a message that differs in names only."""
+    refused: dict[str, Counter[str]] = {name: Counter() for name in FAILING}
+    for entry in recorded.run.history():
+        for row in entry["refused"]:
+            refused[row["tenant"]][row["code"]] += 1
+    harmless = {"fails-refusal"}  # It fails only while a refusal is counted, and nothing else goes wrong there.
+    for name, codes in refused.items():
+        assert set(codes) == (set() if name in harmless else {"unavailable"}), name
+    refusals = [
+        pushed
+        for name in FAILING
+        for sent in recorded.by_tenant[name]
+        if sent.path.endswith("/push-messages")
+        and (pushed := PushMessagesRequest.FromString(sent.body)).messages_list[0].HasField("error")
+    ]
+    assert len(refusals) >= sum(map(len, refused.values()))
+    assert len({_without_names(pushed).SerializeToString(deterministic=True) for pushed in refusals}) == 1
+
+
+def _without_names(pushed: PushMessagesRequest) -> PushMessagesRequest:
+    """What is left when it is not said who answers which request, and which object is which."""
+    pushed.ClearField("node")
+    [message], [tree] = pushed.messages_list, pushed.message_object_trees
+    tree.ClearField("object_id")
+    for name in ("run_id", "message_id", "reply_to_message_id", "src_node_id", "dst_node_id", "message_type"):
+        message.metadata.ClearField(name)
+    message.metadata.ClearField("created_at")  # The request's.
+    message.metadata.ClearField("ttl")
+    return pushed
+
+
+def test_neighbouring_data_sets_look_the_same_from_outside(recorded: Recorded) -> None:
+    """The same requests of the same sizes, whoever is in the data."""
+    shapes = []
+    for name in ("globex", "initech"):
+        sent = [sent for sent in recorded.by_tenant[name] if not sent.path.endswith(("/pull-messages", "heartbeat"))]
+        # The empty record of a reply without arrays is one object for all tenants, and who comes first sends it.
+        shapes.append(Counter((one.path, len(one.body)) for one in sent if len(one.body) != EMPTY_RECORD))
+    assert shapes[0] == shapes[1]
+    assert max(size for path, size in shapes[0] if path.endswith("/push-object")) > 500
+
+
+def test_the_record_of_what_left_is_what_came(recorded: Recorded) -> None:
+    lines = [json.loads(line) for line in (recorded.run.root / "egress.jsonl").read_text().splitlines()]
+    told = Counter((line["url"].split("/v1/")[1], base64.b64decode(line["body"])) for line in lines)
+    came = Counter((sent.path.split("/v1/")[1], sent.body) for sent in recorded.by_tenant["acme"])
+    assert came <= told
+    # Recorded before it is sent: who knocks before the server is there is recorded, and nobody hears it.
+    assert {path for path, _ in told - came} <= {"fleet/activate-node"}
+    signatures = {value for line in lines for name, value in line["headers"] if "signature" in name.lower()}
+    heard = {value for sent in recorded.by_tenant["acme"] for name, value in sent.headers.items() if "signature" in name}
+    assert heard and heard <= signatures
