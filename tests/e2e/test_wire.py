@@ -8,14 +8,30 @@ import base64
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 import tomli_w
-from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.recorddict_pb2 import ConfigRecord as ConfigRecordProto
+from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.inflatable.inflatable_object import (
+    HEAD_BODY_DIVIDER,
+    get_object_children_ids_from_object_content,
+    get_object_type_from_object_content,
+)
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from google.protobuf.message import Message as ProtobufMessage
 
 from fedprofile.client.enrolment import read_key
 from fedprofile.server.directory import ServerDirectory
@@ -31,6 +47,51 @@ pytestmark = pytest.mark.e2e
 
 HONEST = ("acme", "globex", "initech")
 """The first is recorded by itself as well; the last has the same data as the second but for one user."""
+MESSAGES: dict[str, type[ProtobufMessage]] = {
+    "activate-node": ActivateNodeRequest,
+    "deactivate-node": DeactivateNodeRequest,
+    "send-node-heartbeat": SendNodeHeartbeatRequest,
+    "pull-messages": PullMessagesRequest,
+    "pull-object": PullObjectRequest,
+    "push-messages": PushMessagesRequest,
+    "push-object": PushObjectRequest,
+    "confirm-message-received": ConfirmMessageReceivedRequest,
+    "get-run": GetRunRequest,
+}
+ENVELOPE = (
+    *("run_id", "src_node_id", "dst_node_id", "dst_task_id", "reply_to_message_id", "message_type"),
+    *("created_at", "ttl"),  # The request's own.
+)
+LEAVES = {
+    "activate-node: public_key",
+    "activate-node: heartbeat_interval",
+    "deactivate-node: node_id",
+    "send-node-heartbeat: node.node_id",
+    "send-node-heartbeat: heartbeat_interval",
+    "pull-messages: node.node_id",
+    *(f"pull-object: {name}" for name in ("node.node_id", "run_id", "object_id")),
+    *(f"get-run: {name}" for name in ("node.node_id", "run_id")),
+    *(f"confirm-message-received: {name}" for name in ("node.node_id", "run_id", "message_object_id")),
+    *(f"push-object: {name}" for name in ("node.node_id", "run_id", "object_id", "object_content", "session_id")),
+    "push-messages: node.node_id",
+    "push-messages: clientapp_runtime_list",  # Always 0.
+    *(f"push-messages: messages_list.metadata.{name}" for name in (*ENVELOPE, "message_id")),
+    *(f"push-messages: messages_list.error.{name}" for name in ("code", "reason")),
+    *(f"push-messages: message_object_trees.{'children.' * depth}object_id" for depth in range(5)),
+    *(f"object: Message.metadata.{name}" for name in ENVELOPE),
+    *(f"object: Message.error.{name}" for name in ("code", "reason")),
+    *(f"object: RecordDict {name}" for name in ("arrays", "fields")),
+    *(f"object: ConfigRecord {name}" for name in ("card", "round", "ledger_sequence", "ledger_head", "layout")),
+    *(f"object: ConfigRecord.items.{name}" for name in ("key", "value.sint64", "value.string")),
+    *(f"object: {kind}" for kind in ("ArrayRecord float32", "ArrayRecord float64", "ArrayChunk")),
+    *(f"object: Array {name}" for name in ("dtype=float32", "dtype=float64", "stype=numpy.ndarray")),
+}
+"""All that a tenant can send, to the leaves."""
+HEADERS = {
+    *("accept", "accept-encoding", "connection", "content-length", "content-type", "host", "user-agent"),
+    *("flwr-component-name", "flwr-package-name", "flwr-package-version"),
+    *("flwr-public-key", "flwr-signature", "flwr-timestamp"),
+}
 EMPTY_RECORD = 145
 """Bytes of the request that carries a record without arrays."""
 FAILING = {f"fails-{step}": f"fail={step}" for step in STEPS}
@@ -155,6 +216,51 @@ def test_neighbouring_data_sets_look_the_same_from_outside(recorded: Recorded) -
         shapes.append(Counter((one.path, len(one.body)) for one in sent if len(one.body) != EMPTY_RECORD))
     assert shapes[0] == shapes[1]
     assert max(size for path, size in shapes[0] if path.endswith("/push-object")) > 500
+
+
+def test_nothing_but_the_listed_fields_ever_leaves(recorded: Recorded) -> None:
+    """Every field of every message of every tenant but the one that leaks, walked to its leaves."""
+    honest = [sent for name in (*HONEST, *FAILING) for sent in recorded.by_tenant[name]]
+    seen: set[str] = set()
+    for sent in honest:
+        call = sent.path.removeprefix("/v1/fleet/")
+        message = MESSAGES[call].FromString(sent.body)
+        seen |= {f"{call}: {leaf}" for leaf in _leaves(message)}
+        if isinstance(message, PushObjectRequest):
+            seen |= {f"object: {leaf}" for leaf in _leaves_of_object(message.object_content)}
+    assert seen <= LEAVES
+    assert {"object: ConfigRecord ledger_head", "object: ArrayChunk", "push-messages: messages_list.error.code"} <= seen
+    assert {name for sent in honest for name in sent.headers} <= HEADERS
+
+
+def _leaves(message: ProtobufMessage, before: str = "") -> Iterator[str]:
+    for field, value in message.ListFields():
+        for part in value if field.is_repeated else [value]:
+            if isinstance(part, ProtobufMessage):
+                yield from _leaves(part, f"{before}{field.name}.")
+            else:
+                yield before + field.name
+
+
+def _leaves_of_object(content: bytes) -> Iterator[str]:
+    """What is in an object of Flower's: a reply, its records, its arrays."""
+    kind, children = get_object_type_from_object_content(content), get_object_children_ids_from_object_content(content)
+    body = content.split(HEAD_BODY_DIVIDER, 1)[1]
+    if kind in ("Message", "ConfigRecord"):
+        message = {"Message": MessageProto, "ConfigRecord": ConfigRecordProto}[kind].FromString(body)
+        yield from (f"{kind}.{leaf}" for leaf in _leaves(message))
+        yield from (f"{kind} {item.key}" for item in getattr(message, "items", ()))
+    elif kind == "ArrayChunk":
+        assert len(body) % 4 == 0 or body.startswith(b"\x93NUMPY")
+        yield kind
+    else:
+        described = json.loads(body)
+        names = sorted(described)
+        if kind == "Array":
+            names = [f"{name}={described[name]}" for name in names if name in ("dtype", "stype")]
+            assert set(described) == {"dtype", "shape", "stype", "arraychunk_ids"}
+        assert children or kind in ("ArrayRecord", "Array")
+        yield from (f"{kind} {name}" for name in names)
 
 
 def test_the_record_of_what_left_is_what_came(recorded: Recorded) -> None:
