@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.complete
 
-.PHONY: setup demo test check bench crash clean
+.PHONY: setup demo test check bench crash fuzz clean
 
 setup: $(SETUP)
 
@@ -30,12 +30,19 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/round_overhead.py
+	$(BIN)/python benchmarks/secure_noise.py
 	$(BIN)/python benchmarks/purchase_intention.py --seeds 1
 
 # Kills a live federation; RESUME=1 adds to what the log holds.
 KILLS ?= 40
 crash: setup
 	$(BIN)/python -m tests.crash --kills $(KILLS) $(if $(RESUME),--resume)
+
+# Feeds damaged files and messages to everything that reads what somebody else wrote.
+MINUTES ?= 10
+fuzz: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,7 +16,7 @@ from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.card import FederationCard
 from fedprofile.common.enrolment import Invite
-from fedprofile.common.errors import ConfigError, LedgerBehindError
+from fedprofile.common.errors import ConfigError, LedgerBehindError, printable
 from fedprofile.common.tenant import TenantFile
 
 
@@ -270,7 +270,7 @@ def _lines(card: FederationCard) -> list[str]:
             for place, inner in enumerate(value, start=1):
                 walk(f"{prefix}[{place}]", inner)
         else:
-            lines.append(f"{prefix} = {json.dumps(value, ensure_ascii=False)}")
+            lines.append(f"{prefix} = {printable(json.dumps(value, ensure_ascii=False))}")
 
     walk("", card.model_dump(mode="json"))
     return lines

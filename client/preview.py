@@ -10,7 +10,7 @@ from fedprofile.client.ledger_summary import LedgerSummary, summary
 from fedprofile.client.segments import SegmentPlan, plan_segment
 from fedprofile.client.sources import read_examples
 from fedprofile.common.card import FederationCard
-from fedprofile.common.errors import BudgetRefusal, PolicyRefusal
+from fedprofile.common.errors import BudgetRefusal, PolicyRefusal, printable
 from fedprofile.common.interactions import encode
 from fedprofile.common.tenant import TenantFile
 
@@ -41,7 +41,7 @@ class Preview:
     def as_text(self) -> str:
         """For a person."""
         lines = ["Histories as the model sees them (yours, stay here):"]
-        lines += [f"  {number}. {text}" for number, text in enumerate(self.histories, start=1)]
+        lines += [f"  {number}. {printable(text)}" for number, text in enumerate(self.histories, start=1)]
         lines.append(forecast_text(self.data, self.cost))
         if self.left is not None:
             lines.append(f"  life's budget    epsilon {self.left:g} of this population is not taken by any run yet")

@@ -142,6 +142,7 @@ def open_site(directory: TenantDirectory, agreement: Agreement, examples: Exampl
         ConfigError: The base model, the ledger or a file of the directory cannot be used.
         DataError: The source cannot be used.
         ActivationError: The base model's activations of a record are not finite.
+        SelfTestError: What is installed would not train this model rightly; nothing has been spent.
     """
     card, tenant, frozen = agreement.card, agreement.tenant, agreement.segment
     ledger = agreement.open_ledger(directory)
@@ -178,13 +179,19 @@ def open_site(directory: TenantDirectory, agreement: Agreement, examples: Exampl
             f"ready: {len(found.training.users)} users to train on, {len(found.evaluation.users)} to evaluate on; "
             f"at most {agreement.cap}."
         )
+        trainer = PrivateTrainer.of(card, segment.plan, declared_users=frozen.declared_users, model=model, cache=cache)
+        # Also before the first reservation, by the app; here, so that a person is told and no round waits for it.
+        trainer.self_test()
+        if model.one_at_a_time:
+            say(
+                "note: on this machine a record's last bits depend on the records beside it, so each is computed "
+                "alone; this is slow, and as private."
+            )
         adapters = AdapterFolder(directory, card.hash)
         app = TenantApp(
             card=card,
             layout=model.layout(),
-            trainer=PrivateTrainer.of(
-                card, segment.plan, declared_users=frozen.declared_users, model=model, cache=cache
-            ),
+            trainer=trainer,
             evaluator=_evaluator(model, cache, card, segment),
             records=source,
             ledger=ledger,

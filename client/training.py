@@ -12,6 +12,7 @@ all of them a record's gradient has the same bits, so that a user's mean is a fu
 They are added up in an order of their own, by padded length and place.
 """
 
+import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,10 +26,10 @@ from torch import nn
 
 from fedprofile.client.clipping import UserDPOptimizer
 from fedprofile.client.noise import check_grid
-from fedprofile.client.randomness import Randomness
+from fedprofile.client.randomness import Randomness, SecureRandomness
 from fedprofile.client.sampling import choose_records, sample_users
 from fedprofile.client.segments import SegmentPlan
-from fedprofile.client.selftest import check_gradients
+from fedprofile.client.selftest import check_export, check_training
 from fedprofile.common.adapters import scale_to_norm
 from fedprofile.common.card import FederationCard
 from fedprofile.common.interactions import EncodedRecords
@@ -36,6 +37,7 @@ from fedprofile.common.messages import Arrays
 from fedprofile.common.modeling.batches import equal_chunks, padded_lengths
 from fedprofile.common.modeling.head import summed_loss
 from fedprofile.common.modeling.invariance import Pass
+from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import Prefixes, ProfileModel
 
 GROUP_USERS = 64
@@ -131,6 +133,7 @@ class PrivateTrainer:
         self._momentum = momentum
         self._proximal = proximal
         self._max_update_norm = max_update_norm
+        self._tested = False
 
     @classmethod
     def of(
@@ -161,14 +164,29 @@ class PrivateTrainer:
         )
 
     def self_test(self) -> None:
-        """To be called before the first reservation: see `check_gradients` and `ProfileModel.tokens_at_once`.
+        """To be called before the first reservation; done once.
 
         Raises:
-            SelfTestError: Something that is to be trained would not be, or a record's gradient is not its own.
+            SelfTestError: See `check_training`, `check_export` and `ProfileModel.tokens_at_once`.
         """
-        check_gradients(self._model)
+        if self._tested:
+            return
         for kind in self._passes:
             self._model.tokens_at_once(kind)
+        check_training(self._model, self._plain_step)
+        check_export(self._model)
+        self._tested = True
+
+    def _plain_step(self, arrays: Arrays, records: EncodedRecords) -> Arrays:
+        """See `fedprofile.client.selftest.Step`; on the self-test's synthetic records, which are in no sample."""
+        plain = copy.copy(self)
+        plain._cache = None if self._cache is None else PrefixCache(self._model)
+        plain._sample_rate, plain._denominator = 1.0, float(len(records.users))
+        plain._noise_multiplier, plain._clip_norm = 1e-14, 1e4
+        plain._optimizer, plain._momentum, plain._proximal = "sgd", 0.0, 0.0
+        plain._learning_rate = plain._head_learning_rate = 1.0
+        plain._max_update_norm = float("inf")
+        return plain.train(arrays, records, steps=1, randomness=SecureRandomness())
 
     def train(self, arrays: Arrays, records: EncodedRecords, *, steps: int, randomness: Randomness) -> Arrays:
         """One release.

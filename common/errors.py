@@ -16,6 +16,17 @@ be printed, logged or sent on, so whoever raises must be able to show it to a st
 from enum import StrEnum
 
 
+def printable(text: str) -> str:
+    r"""Text whose control characters are written out; lines stay lines.
+
+    >>> print(printable("bell \x07, colour \x1b[31m, écran"))
+    bell \x07, colour \x1b[31m, écran
+    """
+    return "".join(
+        part if part.isprintable() or part == "\n" else part.encode("unicode_escape").decode("ascii") for part in text
+    )
+
+
 class RefusalCode(StrEnum):
     """The complete list of reasons that may leave a tenant's site."""
 
@@ -32,9 +43,16 @@ class RefusalCode(StrEnum):
 
 
 class FedprofileError(Exception):
-    """Base of every error that a person can act on."""
+    """Base of every error that a person can act on.
+
+    Args:
+        message: May quote a file that somebody else wrote: what a terminal would obey and not show is escaped.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class InputError(FedprofileError):

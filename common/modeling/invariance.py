@@ -131,18 +131,23 @@ def _sample_gradients(
 ) -> list[torch.Tensor]:
     """Logits and every trainable's per-sample gradients, as training forms them."""
     # Opacus hangs per-sample gradients on the parameters, which no type says.
-    trainables: list[Any] = list(model.trainables().values())
+    trainables: dict[str, Any] = model.trainables()
     hooks = prepare_module(model, "hooks", wrap_model=False, loss_reduction="sum", batch_first=True)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             logits = model.logits(batch, features, prefix)
             summed_loss(logits, labels).backward()
-        return [logits.detach(), *(parameter.grad_sample for parameter in trainables)]
+        samples = {name: getattr(parameter, "grad_sample", None) for name, parameter in trainables.items()}
     finally:
         hooks.cleanup()
-        for parameter in trainables:
+        for parameter in trainables.values():
             parameter.grad = None
+    found = [sample for sample in samples.values() if isinstance(sample, torch.Tensor)]
+    if len(found) < len(samples):
+        deaf = next(name for name, sample in samples.items() if not isinstance(sample, torch.Tensor))
+        raise SelfTestError(f"no gradient reaches {deaf}; reinstall the pinned versions of torch, opacus and peft.")
+    return [logits.detach(), *found]
 
 
 def _same_in_every_chunk(run: Run, sizes: list[int]) -> bool:

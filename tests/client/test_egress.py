@@ -39,7 +39,9 @@ def test_nothing_is_sent_that_cannot_be_recorded() -> None:
         return httpx.Response(200)
 
     hooks = {"request": [EgressFile(Path("/dev/full")).record]}
-    with httpx.Client(transport=httpx.MockTransport(answer), event_hooks=hooks) as client:
-        with pytest.raises(EgressError, match="nothing leaves that is not recorded"):
-            client.post("https://127.0.0.1:1/", content=b"private")
+    with (
+        httpx.Client(transport=httpx.MockTransport(answer), event_hooks=hooks) as client,
+        pytest.raises(EgressError, match="nothing leaves that is not recorded"),
+    ):
+        client.post("https://127.0.0.1:1/", content=b"private")
     assert asked == []

@@ -25,20 +25,20 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequ
 from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.recorddict_pb2 import ConfigRecord as ConfigRecordProto
 from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.constant import HEAD_BODY_DIVIDER
 from flwr.supercore.inflatable.inflatable_object import (
-    HEAD_BODY_DIVIDER,
     get_object_children_ids_from_object_content,
     get_object_type_from_object_content,
 )
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from google.protobuf.message import Message as ProtobufMessage
-
-from fedprofile.client.enrolment import read_key
-from fedprofile.server.directory import ServerDirectory
 from tests.e2e.canaries import Canaries
 from tests.e2e.conftest import free_ports
 from tests.e2e.odd_client import STEPS
 from tests.e2e.wiretap import Sent, Wiretap
+
+from fedprofile.client.enrolment import read_key
+from fedprofile.server.directory import ServerDirectory
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Federation
@@ -247,7 +247,7 @@ def _leaves_of_object(content: bytes) -> Iterator[str]:
     kind, children = get_object_type_from_object_content(content), get_object_children_ids_from_object_content(content)
     body = content.split(HEAD_BODY_DIVIDER, 1)[1]
     if kind in ("Message", "ConfigRecord"):
-        message = {"Message": MessageProto, "ConfigRecord": ConfigRecordProto}[kind].FromString(body)
+        message = MessageProto.FromString(body) if kind == "Message" else ConfigRecordProto.FromString(body)
         yield from (f"{kind}.{leaf}" for leaf in _leaves(message))
         yield from (f"{kind} {item.key}" for item in getattr(message, "items", ()))
     elif kind == "ArrayChunk":
@@ -271,5 +271,7 @@ def test_the_record_of_what_left_is_what_came(recorded: Recorded) -> None:
     # Recorded before it is sent: who knocks before the server is there is recorded, and nobody hears it.
     assert {path for path, _ in told - came} <= {"fleet/activate-node"}
     signatures = {value for line in lines for name, value in line["headers"] if "signature" in name.lower()}
-    heard = {value for sent in recorded.by_tenant["acme"] for name, value in sent.headers.items() if "signature" in name}
+    heard = {
+        value for sent in recorded.by_tenant["acme"] for name, value in sent.headers.items() if "signature" in name
+    }
     assert heard and heard <= signatures

@@ -68,5 +68,5 @@ def test_an_export_that_a_fresh_process_reads_otherwise_is_refused(
         return loader if path.name == "plain_loader.py" else read_text(path, *arguments, **named)
 
     monkeypatch.setattr(Path, "read_text", other)
-    with pytest.raises(InputError, match="a fresh process that loads it differs by .*; do not use it"):
+    with pytest.raises(InputError, match=r"a fresh process that loads it differs by .*; do not use it"):
         export_adapter(directory.root, tmp_path / "out")
