@@ -37,6 +37,7 @@ ALTERNATIVES = {
     "dp_linear_probe": "(c) DP linear probe: head only, frozen text and the same columns",
     "dp_logistic_regression": "(d) DP logistic regression on the columns, tuned",
     "dp_spline_regression": "(e) DP regression on the federation's knots and crosses, no text",
+    "other_factors": "(f) the federation with both LoRA factors trained, not B alone",
     "alone_mean": "(b) each tenant alone, mean",
 }
 

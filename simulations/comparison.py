@@ -49,6 +49,7 @@ class Comparison:
         return {
             "federation": self.federation,
             "no_noise": lambda: self.federation(noise=False),
+            "other_factors": self.other_factors,
             "alone_mean": self.alone_mean,
             "dp_linear_probe": self.linear_probe,
             "dp_logistic_regression": lambda: self.logistic_regression(**logistic),
@@ -58,6 +59,10 @@ class Comparison:
     def federation(self, noise: bool = True) -> float:
         """The federation itself, with or without noise."""
         return self._run(self._card, noise=noise)
+
+    def other_factors(self) -> float:
+        """The federation with A and B trained where its card trains B alone, and the other way round."""
+        return self._run(changed(self._card, adapter={"train": "AB" if self._card.adapter.train == "B" else "B"}))
 
     def alone_mean(self) -> float:
         """Each tenant alone at the same budget, judged on everybody's evaluation users; the mean over tenants."""

@@ -134,7 +134,7 @@ def test_the_alternatives_differ_in_what_their_names_say(
     compared = Comparison(scenario.card, base, tenants, seed=0)
     found = {name: way() for name, way in compared.ways().items()}
     assert set(found) == {
-        "federation", "no_noise", "alone_mean", "dp_linear_probe", "dp_logistic_regression", "dp_spline_regression",
+        "federation", "no_noise", "other_factors", "alone_mean", "dp_linear_probe", "dp_logistic_regression", "dp_spline_regression",
     }  # fmt: skip
     assert all(0 < auc < 1 for auc in found.values())
     # The same question twice is the same answer; a longer regression is another one.
