@@ -109,7 +109,12 @@ def compose(events: Iterable[MechanismEvent], delta: float) -> PrivacyLoss:
     merged: Counter[tuple[float, float]] = Counter()
     for event in events:
         merged[event.noise_multiplier, event.sample_rate] += event.steps
-    history = [(sigma, rate, steps) for (sigma, rate), steps in sorted(merged.items()) if steps > 0]
+    return _compose(tuple((sigma, rate, steps) for (sigma, rate), steps in sorted(merged.items()) if steps > 0), delta)
+
+
+@lru_cache(maxsize=1024)
+def _compose(history: tuple[tuple[float, float, int], ...], delta: float) -> PrivacyLoss:
+    """`compose` of merged events (noise multiplier, sample rate, steps); it takes half a second and is asked again."""
     if not history:
         return PrivacyLoss(0.0, delta, accountant="none")
     # Whole orders alone are a looser bound and many times faster; mostly they are enough to know that PRV is.
@@ -176,12 +181,12 @@ def solve_noise_multiplier(epsilon: float, delta: float, sample_rate: float, ste
     return high
 
 
-def _epsilon(mechanism: str, history: list[tuple[float, float, int]], delta: float, **options: list[int]) -> float:
+def _epsilon(mechanism: str, history: tuple[tuple[float, float, int], ...], delta: float, **options: list[int]) -> float:
     # Imported late: it brings torch.
     from opacus.accountants import create_accountant
 
     accountant = create_accountant(mechanism)
-    accountant.history = history
+    accountant.history = list(history)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         # At sample rate 1 PRV evaluates log(0) in a branch that it then discards; RDP warns about its largest order.
         warnings.simplefilter("ignore")

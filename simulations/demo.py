@@ -5,6 +5,7 @@ ledgers, DIR/adapter the exported adapter, DIR/logs what each process printed.
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,14 @@ def run_demo(
     console.print("Certificates, keys, ledgers and enrolments are made; starting the server and every tenant.")
     seconds = run(rehearsal, _Watch(rehearsal, console).look)
     console.print("The run is over; exporting the adapter and loading it in a fresh process.")
-    export(rehearsal, root / "adapter")
-    summary = _summary(rehearsal, seconds)
-    # Imported late: they bring torch, which the federation's own processes needed the memory for.
-    from fedprofile.simulations.judgement import judge
+    with ThreadPoolExecutor(1) as beside:
+        exported = beside.submit(export, rehearsal, root / "adapter")
+        # Imported late: they bring torch, which the federation's own processes needed the memory for.
+        from fedprofile.simulations.judgement import judge
 
-    verdict = judge(rehearsal, seed=seed, compare=compare)
+        verdict = judge(rehearsal, seed=seed, compare=compare)
+        exported.result()
+    summary = _summary(rehearsal, seconds)
     summary["exact_metrics"] = {"auc": verdict.auc, "private": False, "users": verdict.users}
     summary["comparison"] = verdict.comparison
     (root / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -18,6 +18,8 @@ from fedprofile.simulations.shared_base import SharedBase
 from fedprofile.simulations.tenants import TenantExamples
 
 PREDICTIONS = 3
+COMPARED = ("no_noise", "alone_mean", "dp_linear_probe", "dp_logistic_regression", "dp_spline_regression")
+"""The ways of `Comparison` that a rehearsal reports beside its own result."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ def judge(rehearsal: Rehearsal, *, seed: int, compare: bool) -> Judgement:
     ]
     comparison = {}
     if compare:
-        found = Comparison(card, base, tenants, seed=seed)
-        comparison = {name: {"auc": way()} for name, way in found.ways().items() if name != "federation"}
+        ways = Comparison(card, base, tenants, seed=seed).ways()
+        comparison = {name: {"auc": ways[name]()} for name in COMPARED}
     return Judgement(auc, sum(len(part.users) for part in evaluation), predictions, comparison)
 
 

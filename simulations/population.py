@@ -17,13 +17,13 @@ import numpy as np
 from fedprofile.simulations.randomness import derived_seed
 
 INTERESTS: dict[str, tuple[str, ...]] = {
-    "outdoor": ("hiking boots", "rain jacket", "two-person tent", "trekking poles", "sleeping bag"),
+    "outdoor": ("hiking boots", "rain jacket", "camping tent", "trekking poles", "sleeping bag"),
     "kitchen": ("cast iron pan", "espresso machine", "bread knife", "stand mixer", "spice rack"),
     "games": ("racing wheel", "board game", "puzzle set", "wireless controller", "card deck"),
     "garden": ("rose seeds", "garden hose", "lawn mower", "bird feeder", "terracotta pot"),
 }
-EAGER = ("added to cart", "compared prices of", "asked about delivery of")
-IDLE = ("viewed", "scrolled past", "searched for")
+EAGER = ("carted", "compared", "reserved")
+IDLE = ("viewed", "skipped", "searched")
 REGIONS = ("north", "south")
 DEVICES = ("phone", "desktop", "tablet")
 START = datetime(2026, 1, 1, tzinfo=UTC)
