@@ -48,15 +48,18 @@ class Agreement:
             ConfigError: It is missing or cannot be opened; a missing one is never made anew here.
             LedgerBehindError: It is older than the directory's marks.
         """
-        return open_frozen_ledger(directory, self.segment, marks=directory.marks)
+        return open_frozen_ledger(directory, self.segment, self.tenant, marks=directory.marks)
 
 
-def open_frozen_ledger(directory: TenantDirectory, segment: SegmentFile, marks: Path | None) -> Ledger:
+def open_frozen_ledger(
+    directory: TenantDirectory, segment: SegmentFile, tenant: TenantFile, marks: Path | None
+) -> Ledger:
     """Open the ledger that was frozen at join.
 
     Args:
         directory: The tenant's.
         segment: What join froze.
+        tenant: Says the life's budget, which the ledger must hold.
         marks: See `Ledger.open`.
 
     Returns:
@@ -69,8 +72,8 @@ def open_frozen_ledger(directory: TenantDirectory, segment: SegmentFile, marks: 
     return Ledger.open(
         directory.ledger_path(segment.ledger),
         population=segment.population,
-        epsilon=segment.life_epsilon,
-        delta=segment.life_delta,
+        epsilon=tenant.budget.epsilon,
+        delta=tenant.life_delta,
         evaluation_users=segment.evaluation_users,
         marks=marks,
         new=False,
@@ -90,7 +93,7 @@ def open_behind(directory: TenantDirectory, segment: SegmentFile) -> Ledger:
     Raises:
         ConfigError: It is missing, cannot be opened, or another process writes to it.
     """
-    ledger = open_frozen_ledger(directory, segment, marks=None)
+    ledger = open_frozen_ledger(directory, segment, directory.read_tenant_file(), marks=None)
     try:
         with suppress(LedgerBehindError):
             ledger.keep_marks(HighWater(directory.marks, segment.population))
@@ -218,8 +221,6 @@ def agree(
         population=population.name,
         ledger=population.ledger or default_ledger(population.name),
         declared_users=population.declared_users,
-        life_epsilon=tenant.budget.epsilon,
-        life_delta=tenant.life_delta,
         evaluation_users=tenant.privacy.evaluation_users,
         plan=segment.plan,
     )
@@ -282,8 +283,6 @@ def _frozen_values(segment: SegmentFile, tenant: TenantFile) -> list[tuple[str, 
         ("population.name", segment.population, population.name),
         ("population.ledger", segment.ledger, population.ledger or default_ledger(population.name)),
         ("population.declared_users", segment.declared_users, population.declared_users),
-        ("budget.epsilon", segment.life_epsilon, tenant.budget.epsilon),
-        ("budget.delta", segment.life_delta, tenant.life_delta),
         ("run.epsilon", plan.epsilon, tenant.run.epsilon),
         ("run.delta", plan.delta, tenant.run_delta),
         ("privacy.sample_rate", plan.sample_rate, privacy.sample_rate),

@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.ledger_schema import Segment
-from fedprofile.client.outbox import Outbox, question_key
+from fedprofile.client.outbox import Outbox, key_of
 from fedprofile.client.policy import Policy
 from fedprofile.client.randomness import Randomness
 from fedprofile.client.sampling import TenantRecords
@@ -128,7 +128,7 @@ class TenantApp:
             if request.kind is Kind.DELIVER:
                 self._on_adapter(request.arrays, request.round)
                 return Reply(request.kind, request.card_hash, request.round, {}, self._ledger.mark())
-            key = question_key(request)
+            key = key_of(request)
             reply = self._outbox.get(key) or self._drawn(request, key)
             self._ledger.mark_released(reply.ledger, arrays_hash(reply.arrays))
             return reply

@@ -3,6 +3,7 @@
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.ledger_summary import LedgerSummary, SegmentReading
 from fedprofile.client.segments import SegmentPlan
+from fedprofile.common.errors import printable
 
 
 def budget_text(found: LedgerSummary) -> str:
@@ -19,6 +20,11 @@ def budget_text(found: LedgerSummary) -> str:
         f"  for life         {found.cap}",
         f"  taken by runs    epsilon {found.cap.epsilon - found.left:.3g}; left for new ones: epsilon {found.left:.3g}",
         f"  spent so far     {found.spent}",
+    ]
+    lines += [
+        f"  raised           {budget.time} to epsilon={budget.epsilon:g} (delta={budget.delta:g}), after release "
+        f"{budget.after_sequence}: {printable(budget.reason)}"
+        for budget in found.budgets[1:]
     ]
     for reading in found.segments:
         lines += _segment_lines(reading)

@@ -56,10 +56,17 @@ def join(
 
 
 @app.command()
-def check(directory: Directory, as_json: AsJson = False) -> None:
+def check(
+    directory: Directory,
+    values: Annotated[bool, typer.Option("--values", help="Show wrong cells themselves; on a terminal only.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Validate data and policy, show histories, forecast epsilon and rounds. Sends nothing."""
     from fedprofile.client.directory import TenantDirectory
+    from fedprofile.common.errors import ConfigError, DataError
 
+    if values and (as_json or not sys.stdout.isatty()):
+        raise ConfigError("check --values shows cells of your users' data, and does so on a terminal only.")
     place = TenantDirectory(directory)
     invite, tenant = place.read_invite(), place.read_tenant_file()
     card = invite.read_card()
@@ -69,7 +76,15 @@ def check(directory: Directory, as_json: AsJson = False) -> None:
     claim_population(place, tenant, Registry.of_user())
     from fedprofile.client.preview import preview
 
-    found = preview(place, card, tenant)
+    try:
+        found = preview(place, card, tenant)
+    except DataError as error:
+        if values:
+            from fedprofile.client.wrong_cells import wrong_cells
+
+            for line in wrong_cells(error.problems, tenant, place.root):
+                print(line)
+        raise error.in_full() from None
     show(f"{found.as_text()}\nNothing was sent.", found.as_dict(), as_json)
 
 
@@ -113,7 +128,10 @@ def budget(
     verify: Annotated[bool, typer.Option("--verify", help="Recompute it with a second accountant.")] = False,
     export: Annotated[Path | None, typer.Option("--export", metavar="FILE", help="Write it for an auditor.")] = None,
     write_off: Annotated[bool, typer.Option("--write-off", help="Count lost entries as spent, for good.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Write off without being asked.")] = False,
+    raised: Annotated[
+        str | None, typer.Option("--raise", metavar="REASON", help="Raise the life's budget to tenant.toml's.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Write off or raise without being asked.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the ledger: what may be spent, what is spent, what is left. Works while `start` runs."""
@@ -121,8 +139,8 @@ def budget(
     from fedprofile.client.ledger_summary import summary
     from fedprofile.common.errors import ConfigError
 
-    if sum((release is not None, verify, export is not None, write_off)) > 1:
-        raise ConfigError("budget takes one of --show, --verify, --export and --write-off at a time.")
+    if sum((release is not None, verify, export is not None, write_off, raised is not None)) > 1:
+        raise ConfigError("budget takes one of --show, --verify, --export, --write-off and --raise at a time.")
     place = TenantDirectory(directory)
     if write_off:
         _write_off(place, yes, as_json)
@@ -133,15 +151,17 @@ def budget(
         population = place.read_tenant_file().population
         path = place.ledger_path(population.ledger or default_ledger(population.name))
     found = summary(path)
-    if verify:
+    if raised is not None:
+        _raise_budget(place, found, path, raised, yes, as_json)
+    elif verify:
         _verify(found, as_json)
     elif export is not None:
         _export(found, export, as_json)
     elif release is not None:
-        rows = [row for row in found.rows() if row["sequence"] == release]
-        if not rows:
-            raise ConfigError(f"--show {release}: the ledger has no such release; it has {len(found.releases)}.")
-        show("\n".join(f"{name:17}{json.dumps(value)}" for name, value in rows[0].items()), rows[0], as_json)
+        from fedprofile.client.released import release_of
+
+        shown = release_of(found, release, place.outbox)
+        show(shown.as_text(), shown.as_dict(), as_json)
     else:
         from fedprofile.client.budget_text import budget_text
 
@@ -261,7 +281,6 @@ def _write_off(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
     """Show what would be counted as spent, ask, and write it into the ledger."""
     from fedprofile.client.agreement import open_behind
     from fedprofile.client.budget_text import losses_text
-    from fedprofile.common.errors import ConfigError, PolicyRefusal
 
     segment = place.read_segment()
     with open_behind(place, segment) as ledger:
@@ -270,11 +289,7 @@ def _write_off(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
             return
         if not as_json:
             print(losses_text(ledger, segment.plan))
-        if not yes:
-            if as_json or not sys.stdin.isatty():
-                raise ConfigError("budget --write-off asks on a terminal; give --yes where there is none.")
-            if not typer.confirm(f"Count this as spent for good, for population '{segment.population}'?"):
-                raise PolicyRefusal("you did not agree; nothing was written.")
+        _ask("--write-off", f"Count this as spent for good, for population '{segment.population}'?", yes, as_json)
         ledger.open_segment(segment.plan)
         entries = ledger.write_off()
     steps = sum(entry.steps for entry in entries)
@@ -283,6 +298,50 @@ def _write_off(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
         {"written_off": [entry.sequence for entry in entries], "steps": steps},
         as_json,
     )
+
+
+def _raise_budget(
+    place: "TenantDirectory", found: "LedgerSummary", path: Path, reason: str, yes: bool, as_json: bool
+) -> None:
+    """Show the old budget and tenant.toml's, ask, and write the new one into the ledger."""
+    from fedprofile.client.ledger import Ledger
+    from fedprofile.common.accounting import PrivacyLoss
+
+    tenant = place.read_tenant_file()
+    wanted = PrivacyLoss(tenant.budget.epsilon, tenant.life_delta)
+    with Ledger.open(
+        path,
+        population=tenant.population.name,
+        epsilon=found.cap.epsilon,
+        delta=found.cap.delta,
+        evaluation_users=tenant.privacy.evaluation_users,
+        marks=place.marks,
+        new=False,
+    ) as ledger:
+        if not as_json:
+            print(f"Population {found.population}: what its users were promised, for life\n  was  {found.cap}")
+            print(f"  is to be  {wanted}")
+        question = f"Raise it for good? The promise so far would no longer hold for '{found.population}'."
+        _ask("--raise", question, yes, as_json)
+        budget = ledger.raise_budget(wanted.epsilon, wanted.delta, reason)
+    show(
+        f"Raised, and kept in the ledger with its reason. Other directories over '{found.population}' must have the "
+        "same [budget]. Open runs keep their shares; only new ones can take more.",
+        {"population": found.population, "number": budget.number, **wanted.as_dict(), "reason": budget.reason},
+        as_json,
+    )
+
+
+def _ask(option: str, question: str, yes: bool, as_json: bool) -> None:
+    """Let a person at a terminal agree, unless `--yes` did."""
+    from fedprofile.common.errors import ConfigError, PolicyRefusal
+
+    if yes:
+        return
+    if as_json or not sys.stdin.isatty():
+        raise ConfigError(f"budget {option} asks on a terminal; give --yes where there is none.")
+    if not typer.confirm(question):
+        raise PolicyRefusal("you did not agree; nothing was written.")
 
 
 def _logged(place: "TenantDirectory") -> Callable[[str], None]:

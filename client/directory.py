@@ -44,8 +44,6 @@ class SegmentFile(Frozen):
     ledger: Path
     """Relative to the directory, or absolute."""
     declared_users: int
-    life_epsilon: float
-    life_delta: float
     evaluation_users: float
     plan: SegmentPlan
 

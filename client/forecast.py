@@ -3,6 +3,7 @@
 Everything here is computed from the data without noise. It is shown at the tenant and goes nowhere.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,10 +13,15 @@ from numpy.typing import NDArray
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import ACCOUNTED_SHARE, MechanismEvent, PrivacyLoss, compose
 from fedprofile.common.card import FederationCard
+from fedprofile.common.errors import ConfigError
 from fedprofile.common.interactions import EncodedRecords
 
 FAR_OFF = 0.2
 """A declared number of users further than this from the real one is worth a warning."""
+UNKNOWN_ALLOWED = 0.2
+"""A larger share of unknown tokens is refused: the model would learn next to nothing of such text."""
+BINS, BAR = 8, 40
+"""Of the plot of history lengths: how many bins, and the longest bar in characters."""
 MILESTONES = 3
 """Parts of the run after which epsilon is worked out, besides the first round; each takes a second."""
 
@@ -41,6 +47,35 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How many records have how many tokens.
+
+    Args:
+        edges: Tokens; each bin is above the one before and up to the next.
+        counts: Records in each bin.
+    """
+
+    edges: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, lengths: NDArray[np.integer], longest: int) -> "Histogram":
+        """Count lengths in up to `BINS` bins of 0 to `longest` tokens."""
+        edges = np.unique(np.linspace(0, longest, BINS + 1).round().astype(int))
+        # Whole numbers on half edges, so that a bin holds its upper edge; the first holds 0 as well.
+        counts, _ = np.histogram(lengths, bins=np.concatenate([[-0.5], edges[1:] + 0.5]))
+        return cls(tuple(map(int, edges)), tuple(map(int, counts)))
+
+    def lines(self) -> list[str]:
+        """One bar a bin, for a terminal."""
+        most = max(1, *self.counts)
+        return [
+            f"{low + 1:>5} to {high:<5} {'#' * math.ceil(BAR * count / most):<{BAR}} {count}"
+            for low, high, count in zip(self.edges, self.edges[1:], self.counts, strict=False)
+        ]
+
+
+@dataclass(frozen=True)
 class DataReading:
     """The tenant's data in numbers.
 
@@ -50,6 +85,7 @@ class DataReading:
         records: Labelled rows.
         records_per_user: Over users.
         tokens: Tokens of a record's history, over records.
+        lengths: The same as a histogram.
         full_histories: Share of records whose history fills the card's `max_tokens`, so that older events are cut.
         unknown_tokens: Share of tokens that the base model's tokenizer does not know.
         labels: Share of records by label.
@@ -62,6 +98,7 @@ class DataReading:
     records: int
     records_per_user: Spread
     tokens: Spread
+    lengths: Histogram
     full_histories: float
     unknown_tokens: float
     labels: dict[str, float]
@@ -128,6 +165,7 @@ def read_data(
         records=len(records),
         records_per_user=Spread.of(per_user),
         tokens=Spread.of(lengths),
+        lengths=Histogram.of(lengths, card.history.max_tokens),
         full_histories=full,
         unknown_tokens=unknown / max(1, int(lengths.sum())),
         labels=labels,
@@ -135,6 +173,25 @@ def read_data(
         warnings=(),
     )
     return DataReading(**{**vars(reading), "warnings": _warnings(reading, records_per_user)})
+
+
+def require_known_words(data: DataReading, card: FederationCard) -> None:
+    """Refuse a base model that does not know the language of the histories.
+
+    Args:
+        data: See `read_data`.
+        card: Names the base.
+
+    Raises:
+        ConfigError: More than `UNKNOWN_ALLOWED` of the tokens are unknown.
+    """
+    if data.unknown_tokens > UNKNOWN_ALLOWED:
+        raise ConfigError(
+            f"more than {UNKNOWN_ALLOWED:.0%} of your histories' tokens are unknown to the base model "
+            f"'{card.base.id}', which would learn next to nothing of them; ask the operator for a card with a base "
+            "that knows your language: multilingual (intfloat/multilingual-e5-small, "
+            "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2) or Chinese (BAAI/bge-small-zh-v1.5)."
+        )
 
 
 def forecast_cost(plan: SegmentPlan, *, declared_users: int, rounds: int) -> Cost:
@@ -174,6 +231,7 @@ def forecast_text(data: DataReading, cost: Cost) -> str:
         f"  users            {data.users} (declared: {data.declared_users})",
         f"  records          {data.records}; per user: {data.records_per_user}",
         f"  history tokens   {data.tokens}; {data.full_histories:.0%} of the histories are cut at the old end",
+        *(f"      {line}" for line in data.lengths.lines()),
         f"  unknown tokens   {data.unknown_tokens:.2%}",
         "  labels           " + ", ".join(f"{name} {share:.1%}" for name, share in data.labels.items()),
     ]

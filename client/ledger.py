@@ -7,6 +7,7 @@ Guarantees, each with a test:
     - an entry is on the disk (WAL, synchronous=FULL) before any randomness is drawn for it, and survives `kill -9`;
     - one writer: a second one is refused, readers are not;
     - segments' epsilons and deltas add and never exceed the life's budget, each charged in full when opened;
+    - the life's budget is raised only by a person who says why, and the ledger keeps every budget that it had;
     - inside a segment nothing is reserved beyond its caps;
     - the evaluation key and fraction are fixed when the ledger is made;
     - a ledger that is behind what the server has seen, or has another history, is noticed;
@@ -29,11 +30,14 @@ from fedprofile.client.ledger_history import LedgerHistory
 from fedprofile.client.ledger_schema import (
     EVALUATE,
     TRAIN,
+    Budget,
     Entry,
     Segment,
+    append_budget,
     append_entry,
     insert,
     now,
+    read_budgets,
     read_segments,
     used_steps,
 )
@@ -52,13 +56,11 @@ class Ledger(LedgerHistory):
     """The one writer of a ledger's file. Make it with `Ledger.open`; `close` it, or use it as a context."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, lock: int) -> None:
-        row = connection.execute("SELECT name, epsilon, delta, evaluation_users, key FROM population").fetchone()
+        row = connection.execute("SELECT name, evaluation_users, key FROM population").fetchone()
         super().__init__(path, connection, row[0])
         self._lock = lock
-        self.epsilon: float = row[1]
-        self.delta: float = row[2]
-        self.evaluation_users: float = row[3]
-        self._key: bytes = row[4]
+        self.evaluation_users: float = row[1]
+        self._key: bytes = row[2]
 
     @classmethod
     def open(
@@ -78,7 +80,7 @@ class Ledger(LedgerHistory):
         Args:
             path: The file; symbolic links are followed first, so that all of them share one lock.
             population: The name that it must carry.
-            epsilon: The life's budget; fixed when the ledger is made.
+            epsilon: The life's budget: the ledger is made with it, and must hold it from then on; see `raise_budget`.
             delta: The life's budget.
             evaluation_users: Fraction of users who are only evaluated; fixed when the ledger is made.
             split_key: Key of the split when the ledger is made; None draws one. For rehearsals only.
@@ -90,8 +92,8 @@ class Ledger(LedgerHistory):
 
         Raises:
             ConfigError: Another process writes to it, it cannot be opened, it has a second name, it is another
-                population's, it was edited, the budget or the fraction differs from what it was made with, or it is
-                not there and `new` is false.
+                population's, it was edited, the budget or the fraction differs from what it holds, or it is not there
+                and `new` is false.
             LedgerBehindError: It is older than the tenant's marks.
         """
         path = path.resolve()
@@ -146,17 +148,17 @@ class Ledger(LedgerHistory):
             BudgetRefusal: The caps of all segments together would exceed the life's budget.
         """
         with self._transaction():
-            segments = read_segments(self._connection)
+            segments, life = read_segments(self._connection), read_budgets(self._connection)[-1]
             for segment in segments:
                 if segment.plan.settings == plan.settings:
                     return segment
             taken = sum(segment.plan.epsilon for segment in segments)
             taken_delta = sum(segment.plan.delta for segment in segments)
-            too_much = taken + plan.epsilon > self.epsilon * _TOLERANCE
-            if too_much or taken_delta + plan.delta > self.delta * _TOLERANCE:
+            too_much = taken + plan.epsilon > life.epsilon * _TOLERANCE
+            if too_much or taken_delta + plan.delta > life.delta * _TOLERANCE:
                 raise BudgetRefusal(
                     f"epsilon={plan.epsilon:g} (delta={plan.delta:g}) for this run would exceed the life's budget "
-                    f"epsilon={self.epsilon:g} (delta={self.delta:g}) of population '{self.population}', of which "
+                    f"epsilon={life.epsilon:g} (delta={life.delta:g}) of population '{self.population}', of which "
                     f"{len(segments)} earlier run(s) have taken epsilon={taken:g} (delta={taken_delta:g}); lower the "
                     f"run's share, or leave the run."
                 )
@@ -164,6 +166,36 @@ class Ledger(LedgerHistory):
             opened = now()
             insert(self._connection, "segments", {"number": number, **asdict(plan), "opened": opened})
             return Segment(number, plan, opened)
+
+    def raise_budget(self, epsilon: float, delta: float, reason: str) -> Budget:
+        """Allow more to be released about the same users than was promised when the ledger was made.
+
+        What was promised until now is no longer true, so this is never a side effect: a person asks for it and says
+        why, and the old budgets stay in the ledger with the last entry that was made under each. Segments that are open
+        keep their caps; only new ones can take what was added.
+
+        Args:
+            epsilon: For life.
+            delta: For life.
+            reason: Why; kept in the ledger.
+
+        Returns:
+            The budget that counts from here on.
+
+        Raises:
+            ConfigError: It is no raise, or there is no reason.
+        """
+        if not reason.strip():
+            raise ConfigError("--raise needs a reason in words, which is kept in the ledger.")
+        with self._transaction():
+            old = read_budgets(self._connection)[-1]
+            if not (epsilon >= old.epsilon and delta >= old.delta and (epsilon, delta) != (old.epsilon, old.delta)):
+                raise ConfigError(
+                    f"budget.epsilon={epsilon:g}, budget.delta={delta:g} is no raise of epsilon={old.epsilon:g} "
+                    f"(delta={old.delta:g}), which population '{self.population}' has; write the higher budget into "
+                    "tenant.toml first. A budget is never lowered: lower a run's share instead."
+                )
+            return append_budget(self._connection, epsilon, delta, reason)
 
     def segments(self) -> list[Segment]:
         """All segments, in the order in which they were opened."""

@@ -10,7 +10,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from fedprofile.client.ledger_schema import FORMAT, SCHEMA, chain_holds, read_entries
+from fedprofile.client.ledger_schema import FORMAT, SCHEMA, append_budget, chain_holds, read_budgets, read_entries
 from fedprofile.common.errors import ConfigError
 
 
@@ -74,8 +74,8 @@ def create(
 ) -> None:
     """Make the tables and fix what never changes, in one transaction."""
     connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
-    values = (FORMAT, population, epsilon, delta, evaluation_users, key)
-    connection.execute("INSERT INTO population VALUES (?, ?, ?, ?, ?, ?)", values)
+    connection.execute("INSERT INTO population VALUES (?, ?, ?, ?)", (FORMAT, population, evaluation_users, key))
+    append_budget(connection, epsilon, delta, "when the ledger was made")
     connection.execute("COMMIT")
 
 
@@ -104,20 +104,27 @@ def check_same(
     """Refuse a ledger that is not the one that the tenant file describes, or that was edited.
 
     Raises:
-        ConfigError: It is another population's, was made with another budget or fraction, or does not match its hashes.
+        ConfigError: It is another population's, holds another budget or fraction, or does not match its hashes.
     """
-    name, *fixed = connection.execute("SELECT name, epsilon, delta, evaluation_users FROM population").fetchone()
+    name, users = connection.execute("SELECT name, evaluation_users FROM population").fetchone()
+    held = read_budgets(connection)[-1]
     if name != population:
         raise ConfigError(
             f"{path}: is the ledger of population '{name}', not '{population}'; correct population.name or "
             f"population.ledger in the tenant file."
         )
-    wanted = {"budget.epsilon": epsilon, "budget.delta": delta, "privacy.evaluation_users": evaluation_users}
-    for (key, value), found in zip(wanted.items(), fixed, strict=True):
+    for key, value, found in (
+        ("budget.epsilon", epsilon, held.epsilon),
+        ("budget.delta", delta, held.delta),
+        ("privacy.evaluation_users", evaluation_users, users),
+    ):
         if found != value:
+            is_budget = key.startswith("budget.")
+            since = "in its ledger" if is_budget else "when its ledger was made"
+            instead = ", or raise the budget with `flower-client budget --raise REASON`" if is_budget else ""
             raise ConfigError(
-                f"{path}: {key}={value:g} differs from {found:g}, which was fixed for the life of population "
-                f"'{population}' when its ledger was made; write {key}={found:g} in the tenant file."
+                f"{path}: {key}={value:g} differs from {found:g}, which is fixed for the life of population "
+                f"'{population}' {since}; write {key}={found:g} in the tenant file{instead}."
             )
     if not chain_holds(read_entries(connection)):
         raise ConfigError(f"{path}: the ledger's entries do not match their hashes; restore the newest backup.")

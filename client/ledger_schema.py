@@ -20,7 +20,7 @@ from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import MechanismEvent
 from fedprofile.common.messages import GENESIS, LedgerMark
 
-FORMAT = 2
+FORMAT = 3
 
 SALT_BYTES = 16
 
@@ -29,8 +29,11 @@ EVALUATE = "evaluate"
 
 SCHEMA = """
 CREATE TABLE population (
-    format INTEGER NOT NULL, name TEXT NOT NULL, epsilon REAL NOT NULL, delta REAL NOT NULL,
-    evaluation_users REAL NOT NULL, key BLOB NOT NULL
+    format INTEGER NOT NULL, name TEXT NOT NULL, evaluation_users REAL NOT NULL, key BLOB NOT NULL
+);
+CREATE TABLE budgets (
+    number INTEGER PRIMARY KEY, epsilon REAL NOT NULL, delta REAL NOT NULL, reason TEXT NOT NULL,
+    after_sequence INTEGER NOT NULL, time TEXT NOT NULL
 );
 CREATE TABLE segments (
     number INTEGER PRIMARY KEY, card_hash TEXT NOT NULL, epsilon REAL NOT NULL, delta REAL NOT NULL,
@@ -49,6 +52,27 @@ CREATE TABLE refused (code TEXT PRIMARY KEY, count INTEGER NOT NULL);
 CREATE TABLE foreign_marks (sequence INTEGER NOT NULL, head TEXT NOT NULL, common INTEGER NOT NULL,
     accepted INTEGER NOT NULL, PRIMARY KEY (sequence, head));
 """
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A budget for the population's life. The last one counts; the earlier ones are the record of how it was raised.
+
+    Args:
+        number: Ascending from 1, which was given when the ledger was made.
+        epsilon: For life.
+        delta: For life.
+        reason: In the words of whoever raised it.
+        after_sequence: The last entry at that time, 0 for none.
+        time: UTC, ISO 8601.
+    """
+
+    number: int
+    epsilon: float
+    delta: float
+    reason: str
+    after_sequence: int
+    time: str
 
 
 @dataclass(frozen=True)
@@ -125,6 +149,20 @@ def chain_holds(entries: list[Entry]) -> bool:
         if head != entry.head:
             return False
     return True
+
+
+def read_budgets(connection: sqlite3.Connection) -> list[Budget]:
+    """All budgets, the one that counts last."""
+    names = ", ".join(field.name for field in fields(Budget))
+    return [Budget(*row) for row in connection.execute(f"SELECT {names} FROM budgets ORDER BY number")]
+
+
+def append_budget(connection: sqlite3.Connection, epsilon: float, delta: float, reason: str) -> Budget:
+    """Add a budget, in the caller's transaction."""
+    number = len(read_budgets(connection)) + 1
+    budget = Budget(number, epsilon, delta, reason, last_mark(connection).sequence, now())
+    insert(connection, "budgets", asdict(budget))
+    return budget
 
 
 def read_segments(connection: sqlite3.Connection) -> list[Segment]:

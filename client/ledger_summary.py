@@ -6,16 +6,18 @@ segments add. The guarantee is the sum of the caps; "spent" is a reading.
 """
 
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedprofile.client.ledger_file import require_format
 from fedprofile.client.ledger_schema import (
     EVALUATE,
     TRAIN,
+    Budget,
     Entry,
     Segment,
     chain_holds,
+    read_budgets,
     read_entries,
     read_segments,
 )
@@ -85,7 +87,7 @@ class LedgerSummary:
 
     Args:
         population: Its name.
-        cap: The life's budget.
+        budgets: What the life's budget was, the one that counts last.
         segments: By number.
         releases: All entries, by sequence.
         payloads: SHA-256 of what was released, by sequence.
@@ -94,12 +96,17 @@ class LedgerSummary:
     """
 
     population: str
-    cap: PrivacyLoss
+    budgets: tuple[Budget, ...]
     segments: tuple[SegmentReading, ...]
     releases: tuple[Entry, ...]
     payloads: dict[int, str]
     refusals: dict[str, int]
     chain_holds: bool
+
+    @property
+    def cap(self) -> PrivacyLoss:
+        """The life's budget."""
+        return PrivacyLoss(self.budgets[-1].epsilon, self.budgets[-1].delta)
 
     @property
     def spent(self) -> PrivacyLoss:
@@ -113,6 +120,11 @@ class LedgerSummary:
     def left(self) -> float:
         """Epsilon that new segments can still take of the life's budget."""
         return max(self.cap.epsilon - sum(reading.segment.plan.epsilon for reading in self.segments), 0.0)
+
+    @property
+    def left_delta(self) -> float:
+        """Delta that new segments can still take of the life's budget."""
+        return max(self.cap.delta - sum(reading.segment.plan.delta for reading in self.segments), 0.0)
 
     @property
     def left_in_segments(self) -> float:
@@ -146,6 +158,7 @@ class LedgerSummary:
             "epsilon_evaluation": sum(reading.evaluation.epsilon for reading in self.segments),
             "refused": sum(self.refusals.values()),
             "refusals": self.refusals,
+            "budgets": [asdict(budget) for budget in self.budgets],
             "segments": [reading.as_dict() for reading in self.segments],
             "releases": self.rows(),
         }
@@ -190,7 +203,8 @@ def summary(path: Path) -> LedgerSummary:
         # One transaction, so that a writer's entry between two of these queries is in all of them or in none.
         connection.execute("BEGIN")
         require_format(path, connection)
-        name, epsilon, delta = connection.execute("SELECT name, epsilon, delta FROM population").fetchone()
+        [name] = connection.execute("SELECT name FROM population").fetchone()
+        budgets = read_budgets(connection)
         segments, entries = read_segments(connection), read_entries(connection)
         payloads = dict(connection.execute("SELECT sequence, payload FROM released").fetchall())
         refusals = dict(connection.execute("SELECT code, count FROM refused ORDER BY code").fetchall())
@@ -200,7 +214,7 @@ def summary(path: Path) -> LedgerSummary:
         connection.close()
     return LedgerSummary(
         population=name,
-        cap=PrivacyLoss(epsilon, delta),
+        budgets=tuple(budgets),
         segments=tuple(_reading(segment, entries) for segment in segments),
         releases=tuple(entries),
         payloads=payloads,

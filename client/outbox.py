@@ -24,10 +24,47 @@ from fedprofile.common.adapters import arrays_hash
 from fedprofile.common.messages import Kind, LedgerMark, Reply, Request
 
 
-def question_key(request: Request) -> str:
-    """What was asked, in 64 hexadecimal digits."""
-    parts = (request.card_hash, request.kind.value, str(request.round), arrays_hash(request.arrays))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def question_key(card_hash: str, kind: str, round_number: int, question: str) -> str:
+    """What was asked, in one name.
+
+    Args:
+        card_hash: Of the request.
+        kind: A `Kind`'s value.
+        round_number: Of the request.
+        question: SHA-256 of the received arrays.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return hashlib.sha256("\n".join((card_hash, kind, str(round_number), question)).encode()).hexdigest()
+
+
+def key_of(request: Request) -> str:
+    """The name of what a request asks."""
+    return question_key(request.card_hash, request.kind.value, request.round, arrays_hash(request.arrays))
+
+
+def stored_reply(folder: Path, key: str) -> Reply | None:
+    """A finished reply, read without changing anything, so also while a client runs.
+
+    Args:
+        folder: An outbox's.
+        key: See `question_key`.
+
+    Returns:
+        The reply as it was put, or None. A file that cannot be read counts as none.
+    """
+    path = _path(folder, key)
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            fields = stored.metadata()
+            arrays = {name: stored.get_tensor(name) for name in json.loads(fields["names"])}
+        mark = LedgerMark(int(fields["sequence"]), fields["head"])
+        return Reply(Kind(fields["kind"]), fields["card"], int(fields["round"]), arrays, mark)
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
 
 
 class Outbox:
@@ -50,20 +87,9 @@ class Outbox:
             key: See `question_key`.
 
         Returns:
-            The reply as it was put, or None. A file that cannot be read counts as none: the question is then
-            answered, and paid for, anew.
+            See `stored_reply`; where it is None, the question is answered, and paid for, anew.
         """
-        path = self._path(key)
-        if not path.is_file():
-            return None
-        try:
-            with safe_open(path, framework="numpy") as stored:
-                fields = stored.metadata()
-                arrays = {name: stored.get_tensor(name) for name in json.loads(fields["names"])}
-            mark = LedgerMark(int(fields["sequence"]), fields["head"])
-            return Reply(Kind(fields["kind"]), fields["card"], int(fields["round"]), arrays, mark)
-        except (SafetensorError, OSError, KeyError, ValueError):
-            return None
+        return stored_reply(self._folder, key)
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep a finished reply; when this returns, it is on the disk.
@@ -82,10 +108,7 @@ class Outbox:
             "names": json.dumps(list(reply.arrays)),
         }
         arrays = {name: np.ascontiguousarray(value) for name, value in reply.arrays.items()}
-        self._write(self._path(key), save(arrays, metadata=fields))
-
-    def _path(self, key: str) -> Path:
-        return self._folder / f"{key}.safetensors"
+        self._write(_path(self._folder, key), save(arrays, metadata=fields))
 
     def _write(self, path: Path, data: bytes) -> None:
         part = path.with_suffix(path.suffix + ".part")
@@ -96,3 +119,7 @@ class Outbox:
             os.fsync(stream.fileno())
         part.replace(path)
         sync_folder(self._folder)
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / f"{key}.safetensors"

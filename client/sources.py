@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 from fedprofile.client.cells import CellError, Moment, read_moment, read_number, read_text, read_user
 from fedprofile.client.tables import RawRow, read_rows
 from fedprofile.common.card import FederationCard, template_columns
-from fedprofile.common.errors import ConfigError, DataError, PolicyRefusal
+from fedprofile.common.errors import ConfigError, DataError, PolicyRefusal, Problem
 from fedprofile.common.interactions import Example, Row
 from fedprofile.common.tenant import Columns, Source, TenantFile
 
@@ -122,7 +122,7 @@ class _Reader:
         self._events: dict[str, list[_Event]] = {}
         self._there: set[str] = set()
         # A dictionary, because a cell that serves record and event is looked at twice.
-        self._problems: dict[str, None] = {}
+        self._problems: dict[Problem, None] = {}
 
     def read(self, folder: Path) -> None:
         """Read `source`, and `events` where it is another one; where it is not, each row is read once for both."""
@@ -137,18 +137,19 @@ class _Reader:
         for row, user in self._rows(self._tenant.source, folder, "source", needed | (for_events if shared else set())):
             self._take_labelled(row, user)
             if shared:
-                self._take_event(row, user, "")
+                self._take_event(row, user, "source")
         if self._strict and not self._rows_of and not self._skipped:
             raise DataError("source: there is no row; check path or query in tenant.toml.")
         if self._has_events and events is not None:
             for row, user in self._rows(events, folder, "events", for_events):
-                self._take_event(row, user, "events, ")
+                self._take_event(row, user, "events")
 
     def refuse(self) -> None:
         """Refuse the source where anything is wrong with it."""
         if self._problems:
             problems = tuple(self._problems)
-            raise DataError(f"{len(problems)} problems in the data; mend them and run `check` again:", problems)
+            count = f"more than {MAX_PROBLEMS}" if len(problems) > MAX_PROBLEMS else len(problems)
+            raise DataError(f"{count} problems in the data; mend them and run `check` again:", problems)
         if not self._labelled:
             return  # Rows to predict for may be of new users, and need only the card's columns.
         if self._tenant.events is None or self._has_events:
@@ -191,14 +192,13 @@ class _Reader:
 
     def _rows(self, source: Source, folder: Path, part: str, needed: set[str]) -> Iterator[tuple[RawRow, str]]:
         """A source's rows with their users."""
-        place = "" if part == "source" else f"{part}, "
         named: set[str] = set()
         for row in read_rows(source, folder, partial(self._check_columns, part, needed)):
             named.update(row.cells)
             if row.fault is not None:
-                self._problem(None, f"{place}line {row.line}: {row.fault}")
+                self._problem(None, Problem(part, row.line, None, row.fault))
                 continue
-            user = self._read(row, None, self._columns.user, place, read_user)
+            user = self._read(row, None, self._columns.user, part, read_user)
             if user is not None:
                 self._rows_of[user] += 1
                 yield row, user
@@ -222,59 +222,59 @@ class _Reader:
     def _take_labelled(self, row: RawRow, user: str) -> None:
         time: Moment | None = Moment(datetime.max.replace(tzinfo=UTC), False)
         if self._has_events and self._columns.time:
-            time = self._read_time(row, user, self._columns.time, "", day_ends=False)
+            time = self._read_time(row, user, self._columns.time, "source", day_ends=False)
         label, group = -1, len(self._groups)
         if self._labelled:
-            label = self._labels.get(self._read(row, user, self._columns.label, "", read_text) or "", -1)
+            label = self._labels.get(self._read(row, user, self._columns.label, "source", read_text) or "", -1)
             if label < 0:
                 known = ", ".join(self._labels) if len(self._labels) <= 10 else f"{len(self._labels)} labels"
                 what = f"is not one of the card's labels ({known})"
-                self._problem(user, f"line {row.line}, column '{self._columns.label}': {what}")
+                self._problem(user, Problem("source", row.line, self._columns.label, what))
         if self._columns.group:
-            group = self._groups.get(self._read(row, user, self._columns.group, "", read_text) or "", group)
-        values = self._values(row, user, self._record_columns, "")
+            group = self._groups.get(self._read(row, user, self._columns.group, "source", read_text) or "", group)
+        values = self._values(row, user, self._record_columns, "source")
         if time is not None:
             self._found.append((user, time.at, values, label, group))
 
-    def _take_event(self, row: RawRow, user: str, place: str) -> None:
-        time = self._read_time(row, user, self._event_time, place, day_ends=True)
-        values = self._values(row, user, self._event_columns, place)
+    def _take_event(self, row: RawRow, user: str, part: str) -> None:
+        time = self._read_time(row, user, self._event_time, part, day_ends=True)
+        values = self._values(row, user, self._event_columns, part)
         if time is not None:
             self._events.setdefault(user, []).append((time.at, values))
 
-    def _values(self, row: RawRow, user: str, names: Collection[str], place: str) -> Row:
+    def _values(self, row: RawRow, user: str, names: Collection[str], part: str) -> Row:
         values: dict[str, str | float | None] = {}
         for name in names:
             column = self._source_name(name)
             if name in self._numbers:
-                values[name] = self._read(row, user, column, place, read_number)
+                values[name] = self._read(row, user, column, part, read_number)
             else:
-                values[name] = self._read(row, user, column, place, read_text) or None
+                values[name] = self._read(row, user, column, part, read_text) or None
         return values
 
-    def _read_time(self, row: RawRow, user: str, column: str, place: str, *, day_ends: bool) -> Moment | None:
-        time = self._read(row, user, column, place, partial(read_moment, day_ends=day_ends))
+    def _read_time(self, row: RawRow, user: str, column: str, part: str, *, day_ends: bool) -> Moment | None:
+        time = self._read(row, user, column, part, partial(read_moment, day_ends=day_ends))
         if time is not None and self._zoned.setdefault(user, time.zoned) != time.zoned:
             what = "has a time zone where another time of this user has none, or the other way round"
-            self._problem(user, f"{place}line {row.line}, column '{column}': {what}; give all of them one, or none")
+            self._problem(user, Problem(part, row.line, column, f"{what}; give all of them one, or none"))
         return time
 
     def _read(
-        self, row: RawRow, user: str | None, column: str, place: str, read: Callable[[Any], _Value | None]
+        self, row: RawRow, user: str | None, column: str, part: str, read: Callable[[Any], _Value | None]
     ) -> _Value | None:
         try:
             return read(row.cells.get(column))
         except CellError as error:
-            self._problem(user, f"{place}line {row.line}, column '{column}': {error}")
+            self._problem(user, Problem(part, row.line, column, str(error)))
             return None
 
-    def _problem(self, user: str | None, what: str) -> None:
+    def _problem(self, user: str | None, problem: Problem) -> None:
         if user is None:
             self._skipped += 1
         else:
             self.wrong.add(user)
         if self._strict:
-            self._problems[what] = None
+            self._problems[problem] = None
             if len(self._problems) > MAX_PROBLEMS:
                 self.refuse()
 

@@ -181,7 +181,9 @@ def solve_noise_multiplier(epsilon: float, delta: float, sample_rate: float, ste
     return high
 
 
-def _epsilon(mechanism: str, history: tuple[tuple[float, float, int], ...], delta: float, **options: list[int]) -> float:
+def _epsilon(
+    mechanism: str, history: tuple[tuple[float, float, int], ...], delta: float, **options: list[int]
+) -> float:
     # Imported late: it brings torch.
     from opacus.accountants import create_accountant
 

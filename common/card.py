@@ -270,7 +270,7 @@ class AdapterSpec(Frozen):
     alpha: float = Field(default=16.0, gt=0)
     targets: tuple[str, ...] = ("query", "value")
     top_layers: int = Field(default=1, ge=1, le=256)
-    train: Literal["AB", "B"] = "AB"
+    train: Literal["AB", "B"] = "B"
     dtype: Literal["float32"] = "float32"
     pooling: Literal["mean", "last"] = "mean"
     text_scale: float = Field(default=1.0, gt=0, le=100)

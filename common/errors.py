@@ -13,6 +13,7 @@ Messages name the value, what was expected and what to do. They never hold a cel
 be printed, logged or sent on, so whoever raises must be able to show it to a stranger.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -65,19 +66,47 @@ class ConfigError(InputError):
     """A configuration file or command-line value is wrong."""
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a row or a cell, by its place and never by its value.
+
+    Args:
+        part: "source" or "events".
+        line: In the file, or the row's number in a query's result, from 1.
+        column: Where one cell is wrong; None where the row as a whole is.
+        what: What it is not, and what was expected.
+    """
+
+    part: str
+    line: int
+    column: str | None
+    what: str
+
+    def __str__(self) -> str:
+        place = f"line {self.line}" if self.part == "source" else f"{self.part}, line {self.line}"
+        return f"{place}: {self.what}" if self.column is None else f"{place}, column '{self.column}': {self.what}"
+
+
 class DataError(InputError):
     """Rows of a source are wrong.
 
     Args:
         summary: One sentence without any cell's value.
-        problems: One line each, naming line and column and what was expected, without the value found.
+        problems: Every one that was found.
+        shown: How many of them the message names.
     """
 
-    def __init__(self, summary: str, problems: tuple[str, ...] = ()) -> None:
-        self.problems = problems
-        shown = "".join(f"\n  {problem}" for problem in problems[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        super().__init__(f"{summary}{shown}{more}")
+    def __init__(self, summary: str, problems: tuple[Problem, ...] = (), shown: int = 10) -> None:
+        self.summary, self.problems = summary, problems
+        listed = "".join(f"\n  {problem}" for problem in problems[:shown])
+        more = (
+            f"\n  and {len(problems) - shown} more; `flower-client check` names them" if len(problems) > shown else ""
+        )
+        super().__init__(f"{summary}{listed}{more}")
+
+    def in_full(self) -> "DataError":
+        """The same error with every problem in its message."""
+        return DataError(self.summary, self.problems, shown=len(self.problems))
 
 
 class RefusalError(FedprofileError):

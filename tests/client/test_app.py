@@ -22,7 +22,7 @@ from fedprofile.client.sampling import TenantRecords
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.adapters import Layout, arrays_hash
 from fedprofile.common.card import FederationCard
-from fedprofile.common.errors import BudgetRefusal, DataError, RefusalCode
+from fedprofile.common.errors import BudgetRefusal, DataError, Problem, RefusalCode
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import (
     TABLE,
@@ -275,7 +275,7 @@ FAILURES = [
     KeyError(SECRET),
     FloatingPointError(SECRET),
     UnicodeDecodeError("utf-8", b"x", 0, 1, SECRET),
-    DataError(SECRET, (SECRET,)),
+    DataError(SECRET, (Problem("source", 1, None, SECRET),)),
     OSError(28, SECRET),
     StopIteration(SECRET),
     RecursionError(SECRET),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.client.terminal import on_a_terminal
 
 from fedprofile.client.agreement import agree, read_agreement
 from fedprofile.client.directory import TenantDirectory, write_model
@@ -65,27 +65,7 @@ class Tenant:
 
     def on_a_terminal(self, answer: str, *arguments: str) -> tuple[int, str]:
         """Exit code and everything on the screen, of a person who types one answer."""
-        master, slave = pty.openpty()
-        process = subprocess.Popen(
-            [CLIENT, *arguments, "--dir", self.place.root],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=self.environment,
-        )
-        os.close(slave)
-        os.write(master, f"{answer}\n".encode())
-        shown = b""
-        while True:
-            try:
-                part = os.read(master, 4096)
-            except OSError:  # The other side is closed.
-                break
-            if not part:
-                break
-            shown += part
-        os.close(master)
-        return process.wait(), shown.decode()
+        return on_a_terminal([CLIENT, *arguments, "--dir", self.place.root], answer, self.environment)
 
     def reserve(self, count: int) -> None:
         with read_agreement(self.place).open_ledger(self.place) as ledger:
@@ -198,3 +178,36 @@ def test_the_ledger_is_verified_and_exported(tenant: Tenant, tmp_path: Path) -> 
     assert "PROBLEM" in found.stdout and "do not match their hashes" in found.stderr and found.stderr.count("\n") == 1
     both = tenant.run("budget", "--verify", "--show", "1")
     assert both.returncode == 2 and "at a time" in both.stderr
+
+
+def test_a_budget_is_raised_by_a_person_who_says_why(tenant: Tenant) -> None:
+    tenant.reserve(1)
+    no_raise = tenant.run("budget", "--raise", "because", "--yes")
+    assert no_raise.returncode == 2 and "is no raise of epsilon=8" in no_raise.stderr
+
+    file = tenant.place.tenant_file
+    file.write_text(file.read_text().replace("epsilon = 8.0", "epsilon = 11.0"))
+    started = tenant.run("start")
+    assert (
+        started.returncode == 2 and "or raise the budget with `flower-client budget --raise REASON`" in started.stderr
+    )
+    blind = tenant.run("budget", "--raise", "second campaign")
+    assert blind.returncode == 2 and "give --yes" in blind.stderr
+    blank = tenant.run("budget", "--raise", " ", "--yes")
+    assert blank.returncode == 2 and "needs a reason" in blank.stderr
+    code, shown = tenant.on_a_terminal("n", "budget", "--raise", "second campaign")
+    assert code == 3 and "you did not agree; nothing was written" in shown
+    assert "was  epsilon=8 (delta=" in shown and "is to be  epsilon=11 (delta=" in shown
+    assert len(summary(tenant.ledger).budgets) == 1
+
+    code, shown = tenant.on_a_terminal("y", "budget", "--raise", "second campaign")
+    assert code == 0 and "Raised" in shown
+    told = json.loads(tenant.run("budget", "--json").stdout)
+    assert (told["epsilon"], told["left"]) == (11.0, 8.0)
+    assert [(one["epsilon"], one["reason"], one["after_sequence"]) for one in told["budgets"]] == [
+        (8.0, "when the ledger was made", 0),
+        (11.0, "second campaign", 1),
+    ]
+    assert "to epsilon=11" in (text := tenant.run("budget").stdout) and "second campaign" in text
+    tenant.reserve(1)
+    assert json.loads(tenant.run("budget", "--verify", "--json").stdout)["holds"] is True

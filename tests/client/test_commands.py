@@ -1,5 +1,6 @@
 """The commands over a real directory with the tiny base: join, check, start, budget, predict, and bad input."""
 
+import hashlib
 import json
 import random
 import re
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
+from tests.client.terminal import on_a_terminal
 
 from fedprofile.client.agreement import card_text, read_agreement
 from fedprofile.client.cli import app
@@ -23,6 +25,7 @@ from fedprofile.client.directory import TenantDirectory, write_model
 from fedprofile.client.enrolment import make_key, read_key
 from fedprofile.client.records import ExampleSource
 from fedprofile.client.tenant_template import tenant_template
+from fedprofile.common.adapters import arrays_hash
 from fedprofile.common.card import FederationCard
 from fedprofile.common.cli import run_command
 from fedprofile.common.enrolment import Enrolment, Invite, file_text, read_exchanged
@@ -223,6 +226,10 @@ def test_check_shows_the_data_and_the_cost_and_writes_nothing(home: Home) -> Non
     assert code == 0
     assert "viewed books" in out or "viewed shoes" in out
     assert "declared: 50" in out and "20 % off" in out
+    assert any("####" in line for line in out.splitlines()), "history lengths are drawn"
+    # Life's delta 1e-4 and epsilon 8 hold this run's 5e-5 and 4 twice.
+    assert found["left_for_life"]["more_runs"] == 1 and found["left_for_life"]["epsilon"] == 4.0
+    assert "1 more run like this one" in out
     assert sorted(path.name for path in home.root.rglob("*")) == before
 
 
@@ -294,6 +301,24 @@ def test_bad_data_is_one_sentence_with_line_and_column_and_costs_nothing(
     assert "maybe" not in err and "01.01.2026" not in err
     assert not home.ledger.exists()
     assert not (home.root / "shop.enroll").exists()
+
+
+def test_check_names_every_problem_and_shows_cells_on_a_terminal_only(home: Home) -> None:
+    home.run("join", str(home.invite()), "--dir", str(home.root))
+    home.edit()
+    lines = visits().splitlines()
+    wrong = [line.replace("2026-01-01", f"day {number}") for number, line in enumerate(lines)]
+    (home.root / "visits.csv").write_text("\n".join(wrong) + "\n")
+    command = ["check", "--dir", str(home.root)]
+    code, out, err = home.run(*command)
+    assert code == 2 and err.count("is not an ISO 8601") == 40 and "more" not in err and "day" not in err + out
+    code, out, err = home.run(*command, "--values")
+    assert code == 2 and "on a terminal only" in err and "day" not in err + out
+    assert home.run(*command, "--values", "--json")[0] == 2
+    code, shown = on_a_terminal([Path(sys.executable).parent / "flower-client", *command, "--values"])
+    assert code == 2
+    assert "line 2, column 'time': 'day 1'" in shown and "line 119, column 'time': 'day 118'" in shown
+    assert shown.count("'day ") == 40
 
 
 def test_a_wrong_base_model_is_refused(home: Home, tiny_base: Path, tmp_path: Path) -> None:
@@ -431,7 +456,18 @@ def test_a_whole_run(home: Home, superlink: "SuperLink") -> None:
     assert 0 < ledger["epsilon_spent"] <= 4.0
     assert ledger["epsilon_spent"] == max(ledger["epsilon_train"], ledger["epsilon_evaluation"])
     code, out, _ = home.run("budget", "--dir", str(home.root), "--show", "2", "--json")
-    assert json.loads(out)["kind"] == "train" and len(json.loads(out)["payload"]) == 64
+    left = json.loads(out)
+    assert left["kind"] == "train" and left["payload"] == arrays_hash(first.arrays)
+    assert left["fields"]["ledger_head"] == first.ledger.head
+    assert left["fields"]["arrays"] == [
+        {"name": name, "dtype": str(a.dtype), "shape": list(a.shape), "sha256": hashlib.sha256(a.tobytes()).hexdigest()}
+        for name, a in first.arrays.items()
+    ]
+    shown = home.run("budget", "--dir", str(home.root), "--show", "2")[1]
+    assert "Sent, with exactly these fields" in shown and all(name in shown for name in first.arrays)
+    [stored] = [path for path in home.place.outbox.iterdir() if b'"evaluate"' in path.read_bytes()]
+    stored.unlink()
+    assert "not in this directory's outbox" in home.run("budget", "--dir", str(home.root), "--show", "1")[1]
     assert home.run("budget", "--dir", str(home.root), "--show", "9")[0] == 2
     assert "for life" in home.run("budget", "--dir", str(home.root))[1]
 

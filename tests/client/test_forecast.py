@@ -7,10 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedprofile.client.forecast import Cost, forecast_cost, forecast_json, forecast_text, read_data
+from fedprofile.client.forecast import (
+    Cost,
+    Histogram,
+    forecast_cost,
+    forecast_json,
+    forecast_text,
+    read_data,
+    require_known_words,
+)
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import ACCOUNTED_SHARE, MechanismEvent, compose
 from fedprofile.common.card import FederationCard
+from fedprofile.common.errors import ConfigError
 from fedprofile.common.interactions import EncodedRecords
 
 UNKNOWN = 1
@@ -40,6 +49,7 @@ def test_the_data_in_numbers(card: FederationCard) -> None:
     assert (found.records_per_user.median, found.records_per_user.largest) == (2.0, 3)
     assert found.tokens.largest == 8
     assert found.full_histories == 0.25
+    assert found.lengths == Histogram(tuple(range(9)), (0, 0, 2, 1, 0, 0, 0, 1))
     assert found.unknown_tokens == 3 / 18
     assert found.labels == {"no": 0.75, "yes": 0.25}
     # A user counts once, with the group of the first record.
@@ -58,6 +68,26 @@ def test_the_data_in_numbers(card: FederationCard) -> None:
 def test_warnings(card: FederationCard, declared: int, most: int, told: str) -> None:
     found = read_data(records(), card=card, declared_users=declared, records_per_user=most, unknown_token=UNKNOWN)
     assert any(told in warning for warning in found.warnings)
+
+
+def test_a_base_that_does_not_know_the_language_is_refused(card: FederationCard) -> None:
+    # 3 of 18 tokens are unknown; with the longest history left out, 3 of 10.
+    mixed = read_data(records(), card=card, declared_users=10, records_per_user=4, unknown_token=UNKNOWN)
+    require_known_words(mixed, card)
+    few = records().of_users(np.array([True, False]))
+    foreign = read_data(few, card=card, declared_users=10, records_per_user=4, unknown_token=UNKNOWN)
+    with pytest.raises(ConfigError, match="more than 20% of your histories' tokens") as caught:
+        require_known_words(foreign, card)
+    assert "multilingual" in str(caught.value) and "Chinese" in str(caught.value)
+    assert "30" not in str(caught.value), "the exact share is the tenant's own"
+
+
+def test_lengths_are_drawn_as_bars() -> None:
+    found = Histogram.of(np.array([0, 1, 12, 13, 64, 64, 64, 64]), 64)
+    assert found.edges == (0, 8, 16, 24, 32, 40, 48, 56, 64) and found.counts == (2, 2, 0, 0, 0, 0, 0, 4)
+    bars = [line.count("#") for line in found.lines()]
+    assert bars == [20, 20, 0, 0, 0, 0, 0, 40]
+    assert found.lines()[7].split() == ["57", "to", "64", "#" * 40, "4"]
 
 
 def test_a_label_that_nobody_has_is_said(card: FederationCard) -> None:

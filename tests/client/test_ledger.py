@@ -167,6 +167,26 @@ def test_budget_fraction_and_name_are_fixed_for_life(tmp_path: Path) -> None:
     _open(path).close()
 
 
+def test_a_raised_budget_is_for_new_segments_and_the_old_one_stays_on_record(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    with _open(path, epsilon=3.0) as ledger:
+        first = ledger.open_segment(PLAN)
+        ledger.reserve(first, Kind.TRAIN, 1, QUESTION)
+        for epsilon, delta in ((3.0, 1e-5), (2.0, 2e-5), (4.0, 9e-6)):
+            with pytest.raises(ConfigError, match="is no raise"):
+                ledger.raise_budget(epsilon, delta, "asked for")
+        assert ledger.raise_budget(5.0, 1e-5, "asked for").after_sequence == 1
+        # The open run keeps its share, and a new one takes what was added and no more.
+        assert ledger.open_segment(PLAN) == first
+        with pytest.raises(BudgetRefusal, match="epsilon=5"):
+            ledger.open_segment(replace(PLAN, card_hash="c" * 64))
+        assert ledger.open_segment(replace(PLAN, card_hash="c" * 64, epsilon=2.0)).number == 2
+    with pytest.raises(ConfigError, match=r"budget.epsilon=3 differs from 5"):
+        _open(path, epsilon=3.0)
+    _open(path, epsilon=5.0).close()
+    assert [budget.epsilon for budget in summary(path).budgets] == [3.0, 5.0]
+
+
 def test_the_split_is_fixed_keyed_and_of_the_asked_size(tmp_path: Path) -> None:
     names = [f"user-{number}" for number in range(5000)]
     with _open(tmp_path / "a.sqlite") as ledger:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedprofile.client.outbox import Outbox, question_key
+from fedprofile.client.outbox import Outbox, key_of
 from fedprofile.common.messages import Arrays, Kind, LedgerMark, Reply, Request
 
 
@@ -35,17 +35,17 @@ def _same(first: Reply | None, second: Reply) -> bool:
 
 
 def test_a_reply_comes_back_as_it_was_put_in_any_process(tmp_path: Path) -> None:
-    key = question_key(_request())
+    key = key_of(_request())
     Outbox(tmp_path / "outbox").put(key, _reply())
     assert _same(Outbox(tmp_path / "outbox").get(key), _reply())
     assert Outbox(tmp_path / "outbox").get("0" * 64) is None
 
 
 def test_the_key_is_what_was_asked_and_nothing_else() -> None:
-    key = question_key(_request())
-    assert key == question_key(_request(ledger=LedgerMark(9, "d" * 64))), "the mark is not part of the question"
+    key = key_of(_request())
+    assert key == key_of(_request(ledger=LedgerMark(9, "d" * 64))), "the mark is not part of the question"
     shuffled = dict(reversed(list(_arrays().items())))
-    assert key == question_key(_request(arrays=shuffled))
+    assert key == key_of(_request(arrays=shuffled))
     changed = _arrays()
     changed["a.bias"] = np.nextafter(changed["a.bias"], 9.0)
     others = [
@@ -56,7 +56,7 @@ def test_the_key_is_what_was_asked_and_nothing_else() -> None:
         _request(arrays={"z.weight": _arrays()["z.weight"]}),
         _request(arrays={**_arrays(), "z.weight": _arrays()["z.weight"].reshape(4, 3)}),
     ]
-    assert len({key, *map(question_key, others)}) == 1 + len(others)
+    assert len({key, *map(key_of, others)}) == 1 + len(others)
 
 
 def test_files_are_for_the_owner_alone(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_first_accountant_that_tells_too_little_is_found(sound: LedgerSummary)
 
 def test_caps_and_chain_are_checked(sound: LedgerSummary, tmp_path: Path) -> None:
     assert verify(replace(sound, chain_holds=False)).problems == ("the entries do not match their hashes",)
-    low = replace(sound, cap=replace(sound.cap, epsilon=5.0, delta=3e-6))
+    low = replace(sound, budgets=(replace(sound.budgets[0], epsilon=5.0, delta=3e-6),))
     assert verify(low).problems == (
         "the runs' caps come to epsilon=6, above the life's 5",
         "the runs' caps come to delta=4e-06, above the life's 3e-06",

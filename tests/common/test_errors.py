@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedprofile.common.errors import ConfigError, DataError, FedprofileError, PolicyRefusal, printable
+from fedprofile.common.errors import ConfigError, DataError, FedprofileError, PolicyRefusal, Problem, printable
 
 
 @pytest.mark.parametrize("kind", [FedprofileError, ConfigError, DataError, PolicyRefusal])
@@ -12,9 +12,17 @@ def test_control_characters_are_written_out(kind: type[FedprofileError]) -> None
 
 
 def test_the_problems_of_data_are_too() -> None:
+    problem = Problem("events", 1, "a\x1b", "is no number")
     assert (
-        str(DataError("rows are wrong:", ("line 1, column 'a\x1b'",))) == "rows are wrong:\n  line 1, column 'a\\x1b'"
+        str(DataError("rows are wrong:", (problem,)))
+        == "rows are wrong:\n  events, line 1, column 'a\\x1b': is no number"
     )
+
+
+def test_ten_problems_are_named_or_all() -> None:
+    error = DataError("rows are wrong:", tuple(Problem("source", line, None, "is wrong") for line in range(1, 13)))
+    assert "line 10:" in str(error) and "line 11:" not in str(error) and "and 2 more" in str(error)
+    assert "line 12: is wrong" in str(error.in_full()) and "more" not in str(error.in_full())
 
 
 def test_printable_text_is_kept() -> None:

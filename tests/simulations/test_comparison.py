@@ -17,6 +17,7 @@ from fedprofile.common.tenant import TenantFile
 from fedprofile.server.app import FederationResult
 from fedprofile.simulations.comparison import NO_TEXT, Comparison, changed
 from fedprofile.simulations.federation import exact_auc, run_in_process
+from fedprofile.simulations.judgement import COMPARED
 from fedprofile.simulations.randomness import split_key
 from fedprofile.simulations.scenarios import Scenario, ScenarioTenant
 from fedprofile.simulations.shared_base import SharedBase
@@ -133,9 +134,7 @@ def test_the_alternatives_differ_in_what_their_names_say(
 ) -> None:
     compared = Comparison(scenario.card, base, tenants, seed=0)
     found = {name: way() for name, way in compared.ways().items()}
-    assert set(found) == {
-        "federation", "no_noise", "other_factors", "alone_mean", "dp_linear_probe", "dp_logistic_regression", "dp_spline_regression",
-    }  # fmt: skip
+    assert set(found) == {"federation", "other_factors", *COMPARED}
     assert all(0 < auc < 1 for auc in found.values())
     # The same question twice is the same answer; a longer regression is another one.
     assert compared.federation() == found["federation"]
