@@ -3,6 +3,7 @@
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.ledger_summary import LedgerSummary, SegmentReading
 from fedprofile.client.segments import SegmentPlan
+from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.errors import printable
 
 
@@ -17,13 +18,13 @@ def budget_text(found: LedgerSummary) -> str:
     """
     lines = [
         f"Population {found.population}",
-        f"  for life         {found.cap}",
-        f"  taken by runs    epsilon {found.cap.epsilon - found.left:.3g}; left for new ones: epsilon {found.left:.3g}",
-        f"  spent so far     {found.spent}",
+        f"  for life           {found.cap}",
+        f"  left for new runs  {PrivacyLoss(found.left, found.left_delta)}",
+        f"  spent so far       {found.spent}",
     ]
     lines += [
-        f"  raised           {budget.time} to epsilon={budget.epsilon:g} (delta={budget.delta:g}), after release "
-        f"{budget.after_sequence}: {printable(budget.reason)}"
+        f"  raised             {budget.time}, after release {budget.after_sequence}, to "
+        f"{PrivacyLoss(budget.epsilon, budget.delta)}: {printable(budget.reason)}"
         for budget in found.budgets[1:]
     ]
     for reading in found.segments:
@@ -44,11 +45,11 @@ def _segment_lines(reading: SegmentReading) -> list[str]:
     plan = reading.segment.plan
     return [
         f"Run {reading.segment.number}, opened {reading.segment.opened}, card {plan.card_hash[:12]}...",
-        f"  cap              epsilon={plan.epsilon:g} (delta={plan.delta:g})",
-        f"  training         {reading.train}",
-        f"                   {reading.steps} of at most {plan.cap_steps} steps",
-        f"  evaluation       {reading.evaluation}",
-        f"                   {reading.tables} of at most {plan.cap_tables} tables, on other users than training",
+        f"  cap                {PrivacyLoss(plan.epsilon, plan.delta)}",
+        f"  training           {reading.train}",
+        f"                     {reading.steps} of at most {plan.cap_steps} steps",
+        f"  evaluation         {reading.evaluation}",
+        f"                     {reading.tables} of at most {plan.cap_tables} tables, on other users than training",
     ]
 
 

@@ -236,8 +236,7 @@ def _agree(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
         print(card_text(card, agreed))
         print(found.as_text())
     if not yes and not typer.confirm(
-        f"Agree to this card and charge epsilon {found.plan.epsilon:g} (delta {found.plan.delta:g}) "
-        f"to population '{tenant.population.name}'?"
+        f"Agree to this card and charge {found.cost.cap} to population '{tenant.population.name}'?"
     ):
         raise PolicyRefusal("you did not agree; nothing was opened, written or sent.")
     _, enrolment = agree(place, invite=invite, card=card, tenant=tenant, plan=found.plan, registry=registry)

@@ -107,7 +107,8 @@ def check_same(
         ConfigError: It is another population's, holds another budget or fraction, or does not match its hashes.
     """
     name, users = connection.execute("SELECT name, evaluation_users FROM population").fetchone()
-    held = read_budgets(connection)[-1]
+    budgets = read_budgets(connection)
+    held = budgets[-1]
     if name != population:
         raise ConfigError(
             f"{path}: is the ledger of population '{name}', not '{population}'; correct population.name or "
@@ -126,7 +127,7 @@ def check_same(
                 f"{path}: {key}={value:g} differs from {found:g}, which is fixed for the life of population "
                 f"'{population}' {since}; write {key}={found:g} in the tenant file{instead}."
             )
-    if not chain_holds(read_entries(connection)):
+    if not chain_holds(budgets) or not chain_holds(read_entries(connection)):
         raise ConfigError(f"{path}: the ledger's entries do not match their hashes; restore the newest backup.")
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import secrets
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 
@@ -33,7 +34,7 @@ CREATE TABLE population (
 );
 CREATE TABLE budgets (
     number INTEGER PRIMARY KEY, epsilon REAL NOT NULL, delta REAL NOT NULL, reason TEXT NOT NULL,
-    after_sequence INTEGER NOT NULL, time TEXT NOT NULL
+    after_sequence INTEGER NOT NULL, time TEXT NOT NULL, head TEXT NOT NULL
 );
 CREATE TABLE segments (
     number INTEGER PRIMARY KEY, card_hash TEXT NOT NULL, epsilon REAL NOT NULL, delta REAL NOT NULL,
@@ -65,6 +66,7 @@ class Budget:
         reason: In the words of whoever raised it.
         after_sequence: The last entry at that time, 0 for none.
         time: UTC, ISO 8601.
+        head: Hash over this budget and those before it; a chain of its own, none of which travels.
     """
 
     number: int
@@ -73,6 +75,7 @@ class Budget:
     reason: str
     after_sequence: int
     time: str
+    head: str
 
 
 @dataclass(frozen=True)
@@ -136,17 +139,17 @@ def chained(previous: str, **values: object) -> str:
     return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()
 
 
-def chain_holds(entries: list[Entry]) -> bool:
-    """Whether every entry's hash covers what stands before it.
+def chain_holds(rows: Sequence[Entry] | Sequence[Budget]) -> bool:
+    """Whether every row's hash covers what stands before it.
 
     Args:
-        entries: All, by sequence.
+        rows: All entries, or all budgets, in their order.
     """
     head = GENESIS
-    for entry in entries:
-        values = asdict(entry)
+    for row in rows:
+        values = asdict(row)
         head = chained(head, **{name: value for name, value in values.items() if name != "head"})
-        if head != entry.head:
+        if head != row.head:
             return False
     return True
 
@@ -159,10 +162,18 @@ def read_budgets(connection: sqlite3.Connection) -> list[Budget]:
 
 def append_budget(connection: sqlite3.Connection, epsilon: float, delta: float, reason: str) -> Budget:
     """Add a budget, in the caller's transaction."""
-    number = len(read_budgets(connection)) + 1
-    budget = Budget(number, epsilon, delta, reason, last_mark(connection).sequence, now())
-    insert(connection, "budgets", asdict(budget))
-    return budget
+    earlier = read_budgets(connection)
+    values: dict[str, object] = {
+        "number": len(earlier) + 1,
+        "epsilon": epsilon,
+        "delta": delta,
+        "reason": reason,
+        "after_sequence": last_mark(connection).sequence,
+        "time": now(),
+    }
+    values["head"] = chained(earlier[-1].head if earlier else GENESIS, **values)
+    insert(connection, "budgets", values)
+    return Budget(**values)  # type: ignore[arg-type]
 
 
 def read_segments(connection: sqlite3.Connection) -> list[Segment]:

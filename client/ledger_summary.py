@@ -92,7 +92,7 @@ class LedgerSummary:
         releases: All entries, by sequence.
         payloads: SHA-256 of what was released, by sequence.
         refusals: How often a request was refused, by code.
-        chain_holds: Whether every entry matches its hash and what stands before it.
+        chain_holds: Whether every entry and every budget matches its hash and what stands before it.
     """
 
     population: str
@@ -219,7 +219,7 @@ def summary(path: Path) -> LedgerSummary:
         releases=tuple(entries),
         payloads=payloads,
         refusals=refusals,
-        chain_holds=chain_holds(entries),
+        chain_holds=chain_holds(budgets) and chain_holds(entries),
     )
 
 

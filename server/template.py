@@ -88,7 +88,7 @@ rank = 8
 alpha = 16.0
 targets = {targets}
 top_layers = 1                     # how many of the last layers carry LoRA; the rest is computed once and kept
-train = "AB"                       # or "B": A stays as it was drawn from the card's hash
+train = "B"                        # A stays as it was drawn from the card's hash; "AB" trains both, at twice the bytes
 pooling = "mean"                   # or "last", for decoders
 text_scale = 1.0                   # factor on the pooled text; decides how much of the clip norm the head gets
 

@@ -107,7 +107,7 @@ class _Watch:
 
 def _interval(metric: dict[str, float] | None) -> str:
     if metric is None:
-        return "too few to say"
+        return "too few users to say"
     return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
 
 

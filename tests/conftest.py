@@ -70,7 +70,7 @@ def card_data(tiny_base: Path) -> Callable[..., dict[str, Any]]:
                 "categorical": [{"name": "device", "values": ["phone", "desk"]}],
             },
             "base": base,
-            "adapter": {"rank": 2, "alpha": 4.0, "top_layers": 1},
+            "adapter": {"rank": 2, "alpha": 4.0, "top_layers": 1, "train": "AB"},
             "training": {"rounds": 2, "local_steps": 2, "learning_rate": 0.01, "head_learning_rate": 0.05},
             "rounds": {"min_tenants": 2, "timeout": 60},
             "max_update_norm": 10.0,

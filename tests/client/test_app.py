@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
 
 from fedprofile.client.app import TenantApp, client_app
 from fedprofile.client.evaluation import PrivateEvaluator
@@ -48,6 +50,7 @@ class Linear:
     calls: int = 0
     tests: int = 0
     seen_entries: list[int] = field(default_factory=list)
+    seen_users: list[tuple[str, ...]] = field(default_factory=list)
     ledger: Ledger | None = None
 
     def self_test(self) -> None:
@@ -56,6 +59,7 @@ class Linear:
 
     def train(self, arrays: Arrays, records: EncodedRecords, *, steps: int, randomness: Randomness) -> Arrays:
         self.calls += 1
+        self.seen_users.append(records.users)
         assert self.ledger is not None
         self.seen_entries.append(self.ledger.mark().sequence)
         if self.failure is not None:
@@ -77,6 +81,7 @@ class World:
     delivered: list[tuple[int, str]]
     sources: list[Randomness]
     reads: list[int]
+    evaluated: list[tuple[str, ...]]
 
     def request(self, kind: Kind = Kind.TRAIN, number: int = 1, **changes: Any) -> Request:
         request = Request(kind, self.card.hash, number, {"w": np.arange(4, dtype=np.float32)})
@@ -121,6 +126,11 @@ def world(tmp_path: Path, card_data: Callable[..., dict[str, Any]]) -> Iterator[
     delivered: list[tuple[int, str]] = []
     sources: list[Randomness] = []
     reads: list[int] = []
+    evaluated: list[tuple[str, ...]] = []
+
+    def predict(arrays: Arrays, records: EncodedRecords) -> NDArray[np.floating]:
+        evaluated.append(records.users)
+        return np.full((len(records), 2), 0.5)
 
     def source() -> TenantRecords:
         reads.append(len(users))
@@ -134,7 +144,7 @@ def world(tmp_path: Path, card_data: Callable[..., dict[str, Any]]) -> Iterator[
         card=card,
         layout=LAYOUT,
         trainer=trainer,
-        evaluator=PrivateEvaluator.of(card, plan, predict=lambda arrays, records: np.full((len(records), 2), 0.5)),
+        evaluator=PrivateEvaluator.of(card, plan, predict=predict),
         records=source,
         ledger=ledger,
         segment=ledger.open_segment(plan),
@@ -144,7 +154,7 @@ def world(tmp_path: Path, card_data: Callable[..., dict[str, Any]]) -> Iterator[
         on_adapter=lambda arrays, number: delivered.append((number, arrays_hash(arrays))),
     )
     with ledger:
-        yield World(app, card, ledger, outbox, trainer, users, delivered, sources, reads)
+        yield World(app, card, ledger, outbox, trainer, users, delivered, sources, reads, evaluated)
 
 
 def test_training_reserves_first_draws_then_and_answers(world: World) -> None:
@@ -221,6 +231,31 @@ def test_a_finished_reply_stays_when_someone_leaves(world: World) -> None:
     again = world.app.handle(world.request())
     assert again.arrays["w"].tobytes() == first.arrays["w"].tobytes() and again.ledger == first.ledger
     assert len(world.read().releases) == 1
+
+
+def test_each_kind_sees_only_its_own_users(world: World) -> None:
+    """The larger of two costs counts only because nobody is in both."""
+    for number in (1, 2):
+        world.app.handle(world.request(number=number))
+        world.app.handle(world.request(Kind.EVALUATE, number))
+    assert world.trainer.seen_users == [tuple(world.users[4:])] * 2
+    assert {user for users in world.evaluated for user in users} == set(world.users[:4])
+
+
+@pytest.mark.parametrize(
+    ("policy", "number"),
+    [
+        (Policy(frozenset({"evaluate"}), 100), 1),
+        (Policy(frozenset({"train"}), 100), 6),
+        (Policy(frozenset({"train"}), 100, date(2020, 1, 1)), 1),
+        (Policy(frozenset({"train"}), 0), 1),
+    ],
+    ids=["kind", "round", "end date", "rounds a day"],
+)
+def test_a_policy_refuses_before_the_data_is_looked_at(world: World, policy: Policy, number: int) -> None:
+    world.app._policy = policy
+    assert refusal_of(world.app.answer(_message(world.request(number=number)))) is RefusalCode.POLICY
+    assert world.reads == [] and world.read().releases == ()
 
 
 def test_a_spent_budget_refuses_before_the_data_is_looked_at(world: World) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fedprofile.client.budget_text import budget_text
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.ledger_schema import chained
 from fedprofile.client.ledger_summary import summary
@@ -225,6 +226,8 @@ def test_marks_that_the_ledger_knows_pass(tmp_path: Path) -> None:
         "UPDATE entries SET time = '2026-01-01T00:00:00+00:00' WHERE sequence = 2",
         "UPDATE entries SET salt = (SELECT salt FROM entries WHERE sequence = 2) WHERE sequence = 1",
         "DELETE FROM entries WHERE sequence = 1",
+        "UPDATE budgets SET reason = 'asked for by the users'",
+        "UPDATE budgets SET after_sequence = 1",
     ],
 )
 def test_an_edited_ledger_is_noticed(tmp_path: Path, edit: str) -> None:
@@ -386,6 +389,18 @@ def test_the_summary_composes_the_releases(tmp_path: Path) -> None:
     ]
     assert [row["noise_multiplier"] for row in releases] == pytest.approx([1.998, 1.998, 4.995, 4.995])
     assert [row["payload"] for row in releases] == [None, "e" * 64, None, None]
+
+
+def test_a_reading_never_shows_an_epsilon_bare(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    with _open(path) as ledger:
+        segment = ledger.open_segment(PLAN)
+        ledger.reserve(segment, Kind.TRAIN, 1, QUESTION)
+        ledger.raise_budget(9.0, 1e-5, "asked for")
+    shown = [line for line in budget_text(summary(path)).splitlines() if "epsilon" in line]
+    assert len(shown) == 7
+    for line in shown:
+        assert all(f"{word}=" in line for word in ("delta", "unit", "adjacency", "model", "accountant")), line
 
 
 def test_a_ledger_without_releases_has_spent_nothing(tmp_path: Path) -> None:

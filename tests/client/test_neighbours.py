@@ -233,6 +233,23 @@ def test_what_concerns_the_source_as_a_whole_is_still_an_error(
         read_usable(_tenant(), card, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("url", "query"),
+    [
+        ("sqlite:////no/such/folder/shop.db", "SELECT 1"),
+        ("sqlite://", "SELECT json('[913.55')"),
+        ("postgresql+psycopg://reader:hunter2@127.0.0.1:9/shop", "SELECT 1"),
+    ],
+    ids=["no database", "a row at which the query fails", "a server that is down"],
+)
+def test_a_database_that_fails_is_an_error_without_its_text(
+    tmp_path: Path, card: FederationCard, url: str, query: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read_usable(_tenant(source={"kind": "sql", "url": url, "query": query}), card, tmp_path)
+    assert "913" not in str(caught.value) and "hunter2" not in str(caught.value)
+
+
 CELLS = st.one_of(
     st.none(),
     st.booleans(),

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fedprofile.client.randomness import SecureRandomness
 
@@ -48,6 +49,26 @@ def test_two_sources_and_two_draws_never_repeat() -> None:
     first, second = SecureRandomness(), SecureRandomness()
     streams = [first.uniform(1000), first.uniform(1000), second.uniform(1000)]
     assert len(set(np.concatenate(streams).tolist())) == 3000
+
+
+def test_the_stream_is_aes_in_counter_mode_under_a_key_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+    system = os.urandom
+
+    def recorded(count: int) -> bytes:
+        asked.append(system(count))
+        return asked[-1]
+
+    monkeypatch.setattr(os, "urandom", recorded)
+    draws = SecureRandomness().uniform(7)
+    key, start = asked
+    assert (len(key), len(start)) == (32, 16)
+    # Counter mode by hand: each block is the encrypted counter.
+    block = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+    counters = [(int.from_bytes(start) + number) % 2**128 for number in range(4)]
+    stream = b"".join(block.update(counter.to_bytes(16)) for counter in counters)
+    words = [int.from_bytes(stream[8 * place : 8 * place + 8], "little") for place in range(7)]
+    assert draws.tolist() == [(word >> 11) / 2**53 for word in words]
 
 
 def test_nothing_is_drawn_for_nothing() -> None:

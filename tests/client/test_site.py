@@ -23,7 +23,7 @@ from fedprofile.common.enrolment import Invite
 from fedprofile.common.errors import DataError
 from fedprofile.common.messages import Kind, Request, content_of
 from fedprofile.common.modeling.base import hash_base
-from fedprofile.common.modeling.prefix_cache import ActivationError
+from fedprofile.common.modeling.prefix_cache import ActivationError, PrefixCache
 from fedprofile.server.certificates import new_authority
 
 HEADER = "who,when,month,visits,device,action,item,bought\n"
@@ -124,3 +124,20 @@ def test_while_it_runs_one_users_rows_stop_nothing(place: TenantDirectory, caplo
     assert len(told) == 2
     assert "activations are not finite for 1 users" in told[0] and "1 users and 1 rows are left out" in told[1]
     assert "alice" not in caplog.text and "913" not in caplog.text
+
+
+def test_a_user_who_is_gone_leaves_the_cache(place: TenantDirectory) -> None:
+    rows = [f"u{number},2026-01-01,w{number},3,phone,viewed,w1,no\n" for number in range(1, 9)]
+    (place.root / "visits.csv").write_text(HEADER + "".join(rows))
+    site = _open(place)
+    try:
+
+        def stored() -> int:
+            return len(PrefixCache(site.model, folder=place.cache, secret=place.secret()))
+
+        assert stored() == 8, "each user's text is another"
+        (place.root / "visits.csv").write_text(HEADER + "".join(rows[1:]))
+        assert site.answer(_asked(site, 2)).has_content()
+        assert stored() == 7
+    finally:
+        site.close()

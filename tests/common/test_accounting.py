@@ -109,6 +109,13 @@ def test_a_delta_outside_of_its_range_is_refused(delta: float) -> None:
         compose([], delta)
 
 
+@pytest.mark.parametrize(("tenants", "epsilon"), [(2, 4.3), (5, 7.2), (10, 10.9)])
+def test_a_user_of_several_tenants_has_the_composition_of_their_ledgers(tenants: int, epsilon: float) -> None:
+    """The numbers of docs/privacy.md."""
+    noise = ACCOUNTED_SHARE * solve_noise_multiplier(epsilon=3.0, delta=1e-5, sample_rate=0.02, steps=1000)
+    assert compose([MechanismEvent(0.02, noise, 1000)] * tenants, 1e-5).epsilon == pytest.approx(epsilon, abs=0.06)
+
+
 def test_an_epsilon_is_never_shown_bare() -> None:
     text = str(PrivacyLoss(3.0, 1e-5))
     assert all(part in text for part in ("epsilon=3", "delta=1e-05", "unit=user", "add-or-remove-one", "local", "prv"))

@@ -56,6 +56,7 @@ def test_defaults_follow_the_page() -> None:
     tenant = parse_toml(TENANT, TenantFile, "tenant.toml")
     assert tenant.life_delta == 1e-6
     assert tenant.run_delta == tenant.life_delta / 4
+    assert (tenant.privacy.evaluation_users, tenant.policy.reply_every) == (0.2, 30.0)
     large = parse_toml(TENANT.replace("1000", "1000000"), TenantFile, "tenant.toml")
     assert large.life_delta == 1e-7
 

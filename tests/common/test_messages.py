@@ -132,6 +132,10 @@ def test_integers_and_objects_are_not_adapters() -> None:
         request_of(_message(content))
 
 
+def test_there_are_six_codes() -> None:
+    assert set(RefusalCode) == {"unavailable", "policy", "budget", "card", "adapter", "ledger"}
+
+
 @pytest.mark.parametrize("code", list(RefusalCode))
 def test_a_refusal_says_its_code_and_nothing_else(code: RefusalCode) -> None:
     answer = refusal_message(code, _message(_valid()))

@@ -44,7 +44,9 @@ def _second_opinion(releases: list[dict[str, Any]], delta: float) -> float:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("demo") / "run"
-    ran = _python("simulate.py", "demo", "--out", out, "--rounds", 2, "--split-seed", 0, "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(out.parent / "state"))
+        ran = _python("simulate.py", "demo", "--out", out, "--rounds", 2, "--split-seed", 0, "--json")
     assert ran.returncode == 0, ran.stderr
     printed = json.loads(ran.stdout)
     assert printed == json.loads((out / "summary.json").read_text())
@@ -68,6 +70,10 @@ def test_the_summary_says_what_was_done(demo: tuple[Path, dict[str, Any]]) -> No
     assert summary["comparison"] == {}
     assert summary["bytes_up"] > 0 and summary["bytes_down"] > 0
     assert (out / "adapter" / "head.safetensors").is_file()
+
+
+def test_a_rehearsal_leaves_the_users_own_ledgers_alone(demo: tuple[Path, dict[str, Any]]) -> None:
+    assert not (demo[0].parent / "state").exists()
 
 
 def test_a_second_accountant_agrees_with_the_ledger(demo: tuple[Path, dict[str, Any]]) -> None:
