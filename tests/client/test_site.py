@@ -82,10 +82,10 @@ def _open(place: TenantDirectory) -> Site:
     return open_site(place, agreement, ExampleSource(agreement.tenant, agreement.card, place.root), lambda line: None)
 
 
-def _asked(site: Site, number: int) -> Message:
+def _asked(site: Site, number: int, kind: Kind = Kind.TRAIN) -> Message:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    request = Request(Kind.TRAIN, site.card.hash, number, site.model.initial_arrays())
-    message = Message(content_of(request), dst_node_id=5, message_type="train")
+    request = Request(kind, site.card.hash, number, site.model.initial_arrays())
+    message = Message(content_of(request), dst_node_id=5, message_type=kind.value)
     message.metadata.__dict__["_message_id"] = f"message-{number}"
     return message
 
@@ -137,7 +137,7 @@ def test_a_user_who_is_gone_leaves_the_cache(place: TenantDirectory) -> None:
 
         assert stored() == 8, "each user's text is another"
         (place.root / "visits.csv").write_text(HEADER + "".join(rows[1:]))
-        assert site.answer(_asked(site, 2)).has_content()
+        assert site.answer(_asked(site, 2, Kind.EVALUATE)).has_content()
         assert stored() == 7
     finally:
         site.close()
