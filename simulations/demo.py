@@ -136,7 +136,7 @@ def _summary(rehearsal: Rehearsal, seconds: float) -> dict[str, Any]:
 def _show(console: Console, summary: dict[str, Any], predictions: list[dict[str, Any]]) -> None:
     title = f"{summary['federation']}: {summary['rounds']} rounds in {summary['seconds']:.0f} s"
     table = Table(title=title, box=box.SIMPLE_HEAD)
-    for column in ("tenant", "declared users", "epsilon (cap)", "epsilon spent", "delta", "releases", "refused"):
+    for column in ("tenant", "declared", "epsilon cap", "spent", "delta", "releases", "refused"):
         is_name = column == "tenant"
         table.add_column(column, justify="left" if is_name else "right", no_wrap=is_name, overflow="fold")
     for tenant in summary["tenants"]:
@@ -144,7 +144,7 @@ def _show(console: Console, summary: dict[str, Any], predictions: list[dict[str,
         rest = (f"{tenant['delta']:g}", tenant["releases"], tenant["refused"])
         table.add_row(tenant["name"], *map(str, (*numbers, *rest)))
     console.print(table)
-    console.print("epsilon: unit=user, adjacency=add-or-remove-one, model=local, accountant=prv")
+    console.print("declared: users; epsilon: unit=user, adjacency=add-or-remove-one, model=local, accountant=prv")
     for name in ("auc", "accuracy"):
         if name in summary["metrics"]:
             console.print(f"{name} from the noised tables: {_interval(summary['metrics'][name])}")
@@ -153,4 +153,5 @@ def _show(console: Console, summary: dict[str, Any], predictions: list[dict[str,
     for name, values in summary["comparison"].items():
         console.print(f"  {name}: exact auc {values['auc']:.3f}")
     for prediction in predictions:
-        console.print(f"prediction: {prediction['text']!r} -> {prediction['probabilities']}")
+        columns = ", ".join(f"{name} {value}" for name, value in prediction["columns"].items())
+        console.print(f"prediction: {prediction['text']!r}; {columns} -> {prediction['probabilities']}")

@@ -6,11 +6,10 @@ None of it is private; a deployment has the noised tables and nothing else.
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.sources import read_examples
 from fedprofile.common.adapters import read_arrays
+from fedprofile.common.interactions import encode
 from fedprofile.simulations.comparison import Comparison
 from fedprofile.simulations.federation import exact_auc
 from fedprofile.simulations.rehearsal import Rehearsal
@@ -29,7 +28,7 @@ class Judgement:
     Args:
         auc: Exact, over all tenants' evaluation users.
         users: How many evaluation users.
-        predictions: A few, with the rendered text; of generated or public data.
+        predictions: A few, with text and columns as the model has them; of generated or public data.
         comparison: Name -> {"auc"} of what else was possible; empty where it was not asked for.
     """
 
@@ -58,14 +57,15 @@ def judge(rehearsal: Rehearsal, *, seed: int, compare: bool) -> Judgement:
     evaluation = [tenant.encoded(card, base.tokenizer).records.evaluation for tenant in tenants]
     auc = exact_auc(model, cache, arrays, evaluation)
     model.set_arrays(arrays)
-    first = evaluation[0]
-    few = first.of_users(np.arange(len(first.users)) < PREDICTIONS)
+    few = [example for example in tenants[0].examples if tenants[0].evaluation_user(example.user)][:PREDICTIONS]
+    records = encode(few, card, base.tokenizer)
     predictions = [
         {
             "text": base.tokenizer.decode(ids, skip_special_tokens=True),
+            "columns": {feature.name: example.row[feature.name] for feature in card.features.all},
             "probabilities": {label: round(float(p), 3) for label, p in zip(card.task.labels, row, strict=True)},
         }
-        for ids, row in zip(few.tokens, model.predict(few, cache), strict=True)
+        for example, ids, row in zip(few, records.tokens, model.predict(records, cache), strict=True)
     ]
     comparison = {}
     if compare:
