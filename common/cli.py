@@ -9,6 +9,7 @@
 With `--json` anywhere on the command line the sentence is `{"error": ..., "code": ...}` on standard error.
 """
 
+import errno
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ import typer
 from fedprofile.common.errors import FedprofileError
 
 INTERRUPTED = 130
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 def run_command(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -54,6 +56,13 @@ def run_command(app: typer.Typer, name: str, arguments: Sequence[str] | None = N
     except Exception as error:
         if os.environ.get("FEDPROFILE_DEBUG") == "1":
             raise
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            _fail(
+                f"the disk is full or read-only ({error.strerror}); make room or make it writable, and run it again: "
+                "what was written before is whole.",
+                2,
+                as_json,
+            )
         # The text of an unforeseen exception may hold a cell of someone's data, so only its type is shown.
         _fail(
             f"{type(error).__name__}: this is an error of {name}, not of yours; "
