@@ -20,7 +20,7 @@ import typer
 from fedprofile.client.noise import noised_sum
 from fedprofile.client.randomness import SecureRandomness
 from fedprofile.client.segments import plan_segment
-from fedprofile.client.training import PrivateTrainer
+from fedprofile.client.training import PrivateTrainer, TrainingSettings
 from fedprofile.simulations.scenarios import load_scenario
 from fedprofile.simulations.shared_base import SharedBase
 from fedprofile.simulations.tenants import read_tenants
@@ -37,7 +37,7 @@ def main(steps: Annotated[int, typer.Option(help="Of training.")] = 20) -> None:
     tenant = read_tenants(scenario, split_seed=0)[0].encoded(card, base.tokenizer)
     plan = plan_segment(card, tenant.settings)
     declared = tenant.settings.population.declared_users
-    trainer = PrivateTrainer.of(card, plan, declared_users=declared, model=model, cache=cache)
+    trainer = PrivateTrainer(model=model, cache=cache, settings=TrainingSettings.of(card, plan, declared))
     trainer.self_test()
     records, start = tenant.records.training, model.initial_arrays()
 

@@ -5,11 +5,15 @@ answered before costs nothing), the segment's cap (so that no refusal by budget 
 the self-test (they may fail, and nothing is spent yet), then the reservation, and only then randomness. What is drawn
 is put into the outbox before it is sent. Whatever fails because of data, code or hardware is one constant code to the
 server; the tenant's own log names the exception's type.
+
+`begin` and `finish` are the two halves of that order, before and after the drawing, so that a simulation can draw for
+many tenants at once; a tenant's own client always goes through `answer`.
 """
 
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Protocol
 
@@ -18,7 +22,7 @@ from flwr.clientapp import ClientApp
 
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.ledger_schema import Segment
-from fedprofile.client.outbox import Outbox, key_of
+from fedprofile.client.outbox import key_of
 from fedprofile.client.policy import Policy
 from fedprofile.client.randomness import Randomness
 from fedprofile.client.sampling import TenantRecords
@@ -60,6 +64,37 @@ class Evaluator(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Reserved:
+    """A request that is paid for and not yet answered.
+
+    Args:
+        request: As decoded.
+        key: Of the question, in the outbox.
+        records: Of the users that it is about.
+        mark: The ledger's, with the reservation.
+        randomness: Made for it alone.
+    """
+
+    request: Request
+    key: str
+    records: EncodedRecords = field(repr=False)
+    mark: LedgerMark
+    randomness: Randomness = field(repr=False)
+
+
+class Replies(Protocol):
+    """Finished replies by question; see `fedprofile.client.outbox.Outbox`."""
+
+    def get(self, key: str) -> Reply | None:
+        """The finished reply to a question."""
+        ...
+
+    def put(self, key: str, reply: Reply) -> None:
+        """Keep a finished reply."""
+        ...
+
+
 class TenantApp:
     """Answers requests for one tenant in one federation.
 
@@ -87,7 +122,7 @@ class TenantApp:
         records: Callable[[], TenantRecords],
         ledger: Ledger,
         segment: Segment,
-        outbox: Outbox,
+        outbox: Replies,
         policy: Policy,
         make_randomness: Callable[[], Randomness],
         on_adapter: Callable[[Arrays, int], None],
@@ -122,16 +157,56 @@ class TenantApp:
             BudgetRefusal: The run's share is spent.
         """
         with self._serial:
-            self._policy.check(request, self._card, _today())
-            check_arrays(request.arrays, self._layout)
-            self._ledger.check_mark(request.ledger)
-            if request.kind is Kind.DELIVER:
-                self._on_adapter(request.arrays, request.round)
-                return Reply(request.kind, request.card_hash, request.round, {}, self._ledger.mark())
-            key = key_of(request)
-            reply = self._outbox.get(key) or self._drawn(request, key)
-            self._ledger.mark_released(reply.ledger, arrays_hash(reply.arrays))
-            return reply
+            begun = self.begin(request)
+            return begun if isinstance(begun, Reply) else self.finish(begun, self._draw(begun))
+
+    def begin(self, request: Request) -> Reply | Reserved:
+        """All that comes before the drawing. Not for several threads.
+
+        Args:
+            request: As decoded.
+
+        Returns:
+            The reply where nothing is to be drawn, or what was reserved.
+
+        Raises:
+            PolicyRefusal, AdapterError, LedgerBehindError, BudgetRefusal: See `handle`.
+        """
+        self._policy.check(request, self._card, _today())
+        check_arrays(request.arrays, self._layout)
+        self._ledger.check_mark(request.ledger)
+        if request.kind is Kind.DELIVER:
+            self._on_adapter(request.arrays, request.round)
+            return Reply(request.kind, request.card_hash, request.round, {}, self._ledger.mark())
+        key = key_of(request)
+        found = self._outbox.get(key)
+        if found is not None:
+            return self._released(found)
+        training = request.kind is Kind.TRAIN
+        self._policy.check_rounds(request, self._ledger.rounds_on(_today()))
+        self._ledger.check_cap(self._segment, request.kind, request.round)
+        records = self._records()
+        if not self._tested:
+            self._trainer.self_test()
+            self._tested = True
+        users = records.training if training else records.evaluation
+        entry = self._ledger.reserve(self._segment, request.kind, request.round, arrays_hash(request.arrays))
+        return Reserved(request, key, users, LedgerMark(entry.sequence, entry.head), self._make_randomness())
+
+    def finish(self, reserved: Reserved, released: Arrays) -> Reply:
+        """All that comes after the drawing. Not for several threads.
+
+        Args:
+            reserved: From `begin`.
+            released: What was drawn for it.
+
+        Returns:
+            The reply, which is kept.
+        """
+        request = reserved.request
+        reply = Reply(request.kind, request.card_hash, request.round, released, reserved.mark)
+        self._outbox.put(reserved.key, reply)
+        return self._released(reply)
 
     def answer(self, message: Message) -> Message:
         """Answer one Flower message.
@@ -144,41 +219,44 @@ class TenantApp:
         """
         try:
             return reply_message(self.handle(request_of(message)), message)
-        except RefusalError as refusal:
-            code = refusal.code
-            _log.warning("refused (%s): %s", code.value, refusal)
-        except AdapterError as error:
+        except Exception as error:
+            return self.refuse(error, message)
+
+    def refuse(self, error: Exception, message: Message) -> Message:
+        """What the server is told of an error: a code.
+
+        Args:
+            error: Why a request is not answered.
+            message: The request.
+
+        Returns:
+            The refusal; it is counted.
+        """
+        if isinstance(error, RefusalError):
+            code = error.code
+            _log.warning("refused (%s): %s", code.value, error)
+        elif isinstance(error, AdapterError):
             code = RefusalCode.ADAPTER
             _log.warning("refused (%s): %s", code.value, error)
-        except Exception as error:
+        else:
             # The text may hold data; the type does not.
             code = RefusalCode.UNAVAILABLE
             _log.error("could not answer: %s", type(error).__name__)
         try:
             self._ledger.count_refusal(code)
-        except Exception as error:
-            _log.error("could not count a refusal: %s", type(error).__name__)
+        except Exception as failed:
+            _log.error("could not count a refusal: %s", type(failed).__name__)
         return refusal_message(code, message)
 
-    def _drawn(self, request: Request, key: str) -> Reply:
-        training = request.kind is Kind.TRAIN
-        self._policy.check_rounds(request, self._ledger.rounds_on(_today()))
-        self._ledger.check_cap(self._segment, request.kind, request.round)
-        records = self._records()
-        if not self._tested:
-            self._trainer.self_test()
-            self._tested = True
-        users = records.training if training else records.evaluation
-        entry = self._ledger.reserve(self._segment, request.kind, request.round, arrays_hash(request.arrays))
-        randomness = self._make_randomness()
-        if training:
+    def _draw(self, reserved: Reserved) -> Arrays:
+        request, records, randomness = reserved.request, reserved.records, reserved.randomness
+        if request.kind is Kind.TRAIN:
             steps = self._segment.plan.local_steps
-            released = self._trainer.train(request.arrays, users, steps=steps, randomness=randomness)
-        else:
-            released = self._evaluator.evaluate(request.arrays, users, randomness)
-        mark = LedgerMark(entry.sequence, entry.head)
-        reply = Reply(request.kind, request.card_hash, request.round, released, mark)
-        self._outbox.put(key, reply)
+            return self._trainer.train(request.arrays, records, steps=steps, randomness=randomness)
+        return self._evaluator.evaluate(request.arrays, records, randomness)
+
+    def _released(self, reply: Reply) -> Reply:
+        self._ledger.mark_released(reply.ledger, arrays_hash(reply.arrays))
         return reply
 
 

@@ -105,14 +105,25 @@ class PrivateEvaluator:
         Returns:
             The noised table under the name `TABLE`.
         """
+        few = self.choose(records, randomness)
+        probabilities = self._predict(arrays, few) if len(few) else np.zeros((0, len(self._task.labels)))
+        return self.table(few, probabilities, randomness)
+
+    def choose(self, records: EncodedRecords, randomness: Randomness) -> EncodedRecords:
+        """At most m records of each user; the first thing that a table draws."""
         everyone = np.arange(len(records.users))
-        chosen = choose_records(records.user, everyone, self._records_per_user, randomness)
-        few = take_records(records, chosen)
-        exact = evaluation_table(
-            self._predict(arrays, few) if len(few) else np.zeros((0, len(self._task.labels))),
-            labels=few.labels,
-            groups=few.groups,
-            user=few.user,
-            task=self._task,
-        )
+        return take_records(records, choose_records(records.user, everyone, self._records_per_user, randomness))
+
+    def table(self, few: EncodedRecords, probabilities: NDArray[np.floating], randomness: Randomness) -> Arrays:
+        """The noised table of chosen records; the last thing that a table draws.
+
+        Args:
+            few: From `choose`.
+            probabilities: [n, labels] of these records.
+            randomness: The same as for `choose`.
+
+        Returns:
+            See `evaluate`.
+        """
+        exact = evaluation_table(probabilities, labels=few.labels, groups=few.groups, user=few.user, task=self._task)
         return {TABLE: noised_sum(exact, self._noise_multiplier, randomness)}

@@ -22,7 +22,7 @@ from fedprofile.client.policy import Policy
 from fedprofile.client.randomness import SecureRandomness
 from fedprofile.client.received import AdapterFolder
 from fedprofile.client.records import ExampleSource, RecordSource
-from fedprofile.client.training import PrivateTrainer
+from fedprofile.client.training import PrivateTrainer, TrainingSettings
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError, RefusalCode
 from fedprofile.common.interactions import EncodedRecords
@@ -179,7 +179,8 @@ def open_site(directory: TenantDirectory, agreement: Agreement, examples: Exampl
             f"ready: {len(found.training.users)} users to train on, {len(found.evaluation.users)} to evaluate on; "
             f"at most {agreement.cap}."
         )
-        trainer = PrivateTrainer.of(card, segment.plan, declared_users=frozen.declared_users, model=model, cache=cache)
+        settings = TrainingSettings.of(card, segment.plan, frozen.declared_users)
+        trainer = PrivateTrainer(model=model, cache=cache, settings=settings)
         # Also before the first reservation, by the app; here, so that a person is told and no round waits for it.
         trainer.self_test()
         if model.one_at_a_time:

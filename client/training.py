@@ -12,10 +12,9 @@ all of them a record's gradient has the same bits, so that a user's mean is a fu
 They are added up in an order of their own, by padded length and place.
 """
 
-import copy
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -79,12 +78,11 @@ def user_groups(
         yield [int(count) for count in counts[first : first + GROUP_USERS]], chunks
 
 
-class PrivateTrainer:
-    """Answers `train`.
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a tenant trains, and how privately.
 
     Args:
-        model: Its trainables are what is released.
-        cache: The frozen layers' activations; None runs the model whole.
         sample_rate: q.
         noise_multiplier: sigma.
         clip_norm: C.
@@ -96,60 +94,25 @@ class PrivateTrainer:
         momentum: For "sgd".
         proximal: FedProx's mu.
         max_update_norm: The released update is scaled to it.
-
-    Raises:
-        ConfigError: The accounting would not cover the rounding.
     """
 
-    def __init__(
-        self,
-        *,
-        model: ProfileModel,
-        cache: Prefixes | None,
-        sample_rate: float,
-        noise_multiplier: float,
-        clip_norm: float,
-        records_per_user: int,
-        declared_users: int,
-        optimizer: Literal["adam", "sgd"],
-        learning_rate: float,
-        head_learning_rate: float,
-        momentum: float,
-        proximal: float,
-        max_update_norm: float,
-    ) -> None:
-        check_grid(noise_multiplier, sum(parameter.numel() for parameter in model.trainables().values()))
-        self._model = model
-        self._cache = cache
-        self._passes: tuple[Pass, ...] = ("whole",) if cache is None else ("frozen", "adapted")
-        self._sample_rate = sample_rate
-        self._noise_multiplier = noise_multiplier
-        self._clip_norm = clip_norm
-        self._records_per_user = records_per_user
-        self._denominator = sample_rate * declared_users
-        self._optimizer = optimizer
-        self._learning_rate = learning_rate
-        self._head_learning_rate = head_learning_rate
-        self._momentum = momentum
-        self._proximal = proximal
-        self._max_update_norm = max_update_norm
-        self._tested = False
+    sample_rate: float
+    noise_multiplier: float
+    clip_norm: float
+    records_per_user: int
+    declared_users: int
+    optimizer: Literal["adam", "sgd"]
+    learning_rate: float
+    head_learning_rate: float
+    momentum: float
+    proximal: float
+    max_update_norm: float
 
     @classmethod
-    def of(
-        cls,
-        card: FederationCard,
-        plan: SegmentPlan,
-        *,
-        declared_users: int,
-        model: ProfileModel,
-        cache: Prefixes | None,
-    ) -> "PrivateTrainer":
-        """The trainer of a run: the card says how, the segment how privately."""
+    def of(cls, card: FederationCard, plan: SegmentPlan, declared_users: int) -> "TrainingSettings":
+        """The settings of a run: the card says how, the segment how privately."""
         training = card.training
         return cls(
-            model=model,
-            cache=cache,
             sample_rate=plan.sample_rate,
             noise_multiplier=plan.noise_multiplier,
             clip_norm=plan.clip_norm,
@@ -162,6 +125,73 @@ class PrivateTrainer:
             proximal=training.proximal,
             max_update_norm=card.max_update_norm,
         )
+
+    @property
+    def denominator(self) -> float:
+        """What a step's noised sum is divided by: the number of users expected in it, as far as it is public."""
+        return self.sample_rate * self.declared_users
+
+    def plain(self, users: int) -> "TrainingSettings":
+        """For the self-test: every user in the sample, next to no noise, no clipping, and SGD at learning rate 1."""
+        return replace(
+            self,
+            sample_rate=1.0,
+            declared_users=users,
+            noise_multiplier=1e-14,
+            clip_norm=1e4,
+            optimizer="sgd",
+            learning_rate=1.0,
+            head_learning_rate=1.0,
+            momentum=0.0,
+            proximal=0.0,
+            max_update_norm=float("inf"),
+        )
+
+    def inner_optimizer(self, adapter: Sequence[torch.Tensor], head: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
+        """The optimiser below the noise, with a learning rate for each of the two groups.
+
+        Args:
+            adapter: LoRA factors; none where the head alone is trained.
+            head: Weight and bias.
+
+        Returns:
+            A fresh one, over all of them.
+        """
+        groups = [
+            {"params": list(adapter), "lr": self.learning_rate},
+            {"params": list(head), "lr": self.head_learning_rate},
+        ]
+        groups = [group for group in groups if group["params"]]
+        if self.optimizer == "adam":
+            return torch.optim.Adam(groups)
+        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
+
+    def bounded(self, moved: dict[str, NDArray[np.float32]]) -> Arrays:
+        """An update as it is released: of at most `max_update_norm`; zeros where it is not finite."""
+        if not all(bool(np.isfinite(value).all()) for value in moved.values()):
+            return {name: np.zeros_like(value) for name, value in moved.items()}
+        return scale_to_norm(dict(moved), self.max_update_norm)
+
+
+class PrivateTrainer:
+    """Answers `train`.
+
+    Args:
+        model: Its trainables are what is released.
+        cache: The frozen layers' activations; None runs the model whole.
+        settings: How, and how privately.
+
+    Raises:
+        ConfigError: The accounting would not cover the rounding.
+    """
+
+    def __init__(self, *, model: ProfileModel, cache: Prefixes | None, settings: TrainingSettings) -> None:
+        check_grid(settings.noise_multiplier, sum(parameter.numel() for parameter in model.trainables().values()))
+        self._model = model
+        self._cache = cache
+        self._passes: tuple[Pass, ...] = ("whole",) if cache is None else ("frozen", "adapted")
+        self._settings = settings
+        self._tested = False
 
     def self_test(self) -> None:
         """To be called before the first reservation; done once.
@@ -179,13 +209,9 @@ class PrivateTrainer:
 
     def _plain_step(self, arrays: Arrays, records: EncodedRecords) -> Arrays:
         """See `fedprofile.client.selftest.Step`; on the self-test's synthetic records, which are in no sample."""
-        plain = copy.copy(self)
-        plain._cache = None if self._cache is None else PrefixCache(self._model)
-        plain._sample_rate, plain._denominator = 1.0, float(len(records.users))
-        plain._noise_multiplier, plain._clip_norm = 1e-14, 1e4
-        plain._optimizer, plain._momentum, plain._proximal = "sgd", 0.0, 0.0
-        plain._learning_rate = plain._head_learning_rate = 1.0
-        plain._max_update_norm = float("inf")
+        settings = self._settings.plain(len(records.users))
+        cache = None if self._cache is None else PrefixCache(self._model)
+        plain = PrivateTrainer(model=self._model, cache=cache, settings=settings)
         return plain.train(arrays, records, steps=1, randomness=SecureRandomness())
 
     def train(self, arrays: Arrays, records: EncodedRecords, *, steps: int, randomness: Randomness) -> Arrays:
@@ -204,14 +230,16 @@ class PrivateTrainer:
         self._model.set_arrays(arrays)
         trainables = self._model.trainables()
         start = {name: parameter.detach().clone() for name, parameter in trainables.items()}
+        head = [parameter for name, parameter in trainables.items() if name.startswith("head.")]
+        rest = [parameter for name, parameter in trainables.items() if not name.startswith("head.")]
         optimizer = UserDPOptimizer(
-            self._inner_optimizer(trainables),
-            noise_multiplier=self._noise_multiplier,
-            clip_norm=self._clip_norm,
-            denominator=self._denominator,
+            self._settings.inner_optimizer(rest, head),
+            noise_multiplier=self._settings.noise_multiplier,
+            clip_norm=self._settings.clip_norm,
+            denominator=self._settings.denominator,
             randomness=randomness,
         )
-        if self._proximal:
+        if self._settings.proximal:
             optimizer.attach_step_hook(lambda _: self._pull_back(trainables, start))
         hooks = prepare_module(self._model, "hooks", wrap_model=False, loss_reduction="sum", batch_first=True)
         try:
@@ -224,13 +252,13 @@ class PrivateTrainer:
             optimizer.zero_grad()
             hooks.cleanup()
         moved = {name: (parameter.detach() - start[name]).cpu().numpy() for name, parameter in trainables.items()}
-        return self._bounded(moved)
+        return self._settings.bounded(moved)
 
     def _step(
         self, optimizer: UserDPOptimizer, records: EncodedRecords, tokens_at_once: int, randomness: Randomness
     ) -> None:
-        sampled = sample_users(len(records.users), self._sample_rate, randomness)
-        places = choose_records(records.user, sampled, self._records_per_user, randomness)
+        sampled = sample_users(len(records.users), self._settings.sample_rate, randomness)
+        places = choose_records(records.user, sampled, self._settings.records_per_user, randomness)
         tokens = [records.tokens[place] for place in places]
         lengths = padded_lengths(tokens, self._model.card.history.max_tokens)
         optimizer.zero_grad()
@@ -246,22 +274,8 @@ class PrivateTrainer:
         logits = self._model([records.tokens[place] for place in places], records.features[places], self._cache)
         summed_loss(logits, torch.from_numpy(records.labels[places])).backward()
 
-    def _inner_optimizer(self, trainables: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-        head = [parameter for name, parameter in trainables.items() if name.startswith("head.")]
-        rest = [parameter for name, parameter in trainables.items() if not name.startswith("head.")]
-        groups = [{"params": rest, "lr": self._learning_rate}, {"params": head, "lr": self._head_learning_rate}]
-        groups = [group for group in groups if group["params"]]
-        if self._optimizer == "adam":
-            return torch.optim.Adam(groups)
-        return torch.optim.SGD(groups, lr=self._learning_rate, momentum=self._momentum)
-
     def _pull_back(self, trainables: dict[str, nn.Parameter], start: dict[str, torch.Tensor]) -> None:
         """FedProx's term, on what is noised already."""
         for name, parameter in trainables.items():
             if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - start[name], alpha=self._proximal)
-
-    def _bounded(self, moved: dict[str, NDArray[np.float32]]) -> Arrays:
-        if not all(bool(np.isfinite(value).all()) for value in moved.values()):
-            return {name: np.zeros_like(value) for name, value in moved.items()}
-        return scale_to_norm(dict(moved), self._max_update_norm)
+                parameter.grad.add_(parameter.detach() - start[name], alpha=self._settings.proximal)

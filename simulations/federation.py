@@ -1,15 +1,13 @@
-"""A whole federation in this process: the deployed server app, strategy and client logic, one tenant after another.
+"""A whole federation in this process: the deployed server app, strategy, client logic and accountant.
 
-Only transport and the source of randomness differ from deployment. Each run has a ledger, an outbox and a policy for
-every tenant, in a temporary folder; the base model and the prefix cache are shared, because they are functions of
-public constants and of one record each.
+Only transport, batching and the source of randomness differ from deployment. Each tenant has a ledger, an outbox and a
+policy of its own, which end with the run; the base model and the prefix cache are shared, because they are functions
+of public constants and of one record each.
 """
 
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +15,11 @@ from sklearn.metrics import roc_auc_score
 
 from fedprofile.client.app import TenantApp
 from fedprofile.client.evaluation import PrivateEvaluator
-from fedprofile.client.ledger import Ledger
-from fedprofile.client.outbox import Outbox
 from fedprofile.client.policy import Policy
 from fedprofile.client.randomness import Randomness
 from fedprofile.client.sampling import TenantRecords
-from fedprofile.client.segments import plan_segment
-from fedprofile.client.training import PrivateTrainer
+from fedprofile.client.segments import SegmentPlan, plan_segment
+from fedprofile.client.training import TrainingSettings
 from fedprofile.common.card import FederationCard
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import Arrays
@@ -32,7 +28,10 @@ from fedprofile.common.modeling.profile_model import ProfileModel
 from fedprofile.common.tenant import TenantFile
 from fedprofile.server.admission import Member
 from fedprofile.server.app import FederationResult, run_federation
+from fedprofile.simulations.cohort import CohortMember, CohortTrainer
+from fedprofile.simulations.cohort_app import Cohort, CohortTenant
 from fedprofile.simulations.grid import InProcessGrid
+from fedprofile.simulations.memory import LastReply, memory_ledger
 from fedprofile.simulations.randomness import NoNoise, SeededRandomness
 
 
@@ -74,17 +73,17 @@ def run_in_process(
         The final adapter and the records of all rounds.
     """
     source = SeededRandomness if noise else NoNoise
+    trainer = CohortTrainer(model, cache)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         members: dict[int, Member] = {}
-        answers = {}
+        cohort: dict[int, CohortTenant] = {}
         for node, tenant in enumerate(tenants, start=1):
-            app, plan_noise = _open_tenant(
-                card, model, cache, tenant, folder, stack, _drawer(source, seed, tenant.name)
-            )
-            members[node] = Member(tenant.name, tenant.settings.population.declared_users, plan_noise)
-            answers[node] = app.answer
-        grid = InProcessGrid(answers)
+            plan = plan_segment(card, tenant.settings)
+            draw = _drawer(source, seed, tenant.name)
+            cohort[node] = _open_tenant(card, model, cache, trainer, tenant, plan, stack, draw)
+            declared = tenant.settings.population.declared_users
+            members[node] = Member(tenant.name, declared, plan.evaluation_noise_multiplier)
+        grid = InProcessGrid(cohort, Cohort(model, cache, trainer, cohort))
         return run_federation(
             grid, card, lambda: members, initial_arrays=model.initial_arrays(), patience=0.0, late=0.0
         )
@@ -106,49 +105,37 @@ def _open_tenant(
     card: FederationCard,
     model: ProfileModel,
     cache: PrefixCache,
+    trainer: CohortTrainer,
     tenant: SimulatedTenant,
-    folder: Path,
+    plan: SegmentPlan,
     stack: ExitStack,
     draw: Callable[[], Randomness],
-) -> tuple[TenantApp, float]:
-    settings = tenant.settings
-    plan = plan_segment(card, settings)
-    ledger = stack.enter_context(
-        Ledger.open(
-            folder / f"{tenant.name}.sqlite",
-            population=tenant.name,
-            epsilon=settings.budget.epsilon,
-            delta=settings.life_delta,
-            evaluation_users=settings.privacy.evaluation_users,
-        )
-    )
-    segment = ledger.open_segment(plan)
+) -> CohortTenant:
+    file = tenant.settings
 
     def predict(arrays: Arrays, records: EncodedRecords) -> NDArray[np.floating]:
         model.set_arrays(arrays)
         return model.predict(records, cache)
 
+    evaluator = PrivateEvaluator.of(card, plan, predict=predict)
+    settings = TrainingSettings.of(card, plan, file.population.declared_users)
+    ledger = stack.enter_context(
+        memory_ledger(tenant.name, file.budget.epsilon, file.life_delta, file.privacy.evaluation_users)
+    )
     app = TenantApp(
         card=card,
         layout=model.layout(),
-        trainer=PrivateTrainer.of(
-            card, plan, declared_users=settings.population.declared_users, model=model, cache=cache
-        ),
-        evaluator=PrivateEvaluator(
-            predict=predict,
-            task=card.task,
-            noise_multiplier=plan.evaluation_noise_multiplier,
-            records_per_user=plan.records_per_user,
-        ),
+        trainer=CohortMember(trainer, settings),
+        evaluator=evaluator,
         records=lambda: tenant.records,
         ledger=ledger,
-        segment=segment,
-        outbox=Outbox(folder / f"{tenant.name}-outbox"),
-        policy=Policy.of(settings.policy),
+        segment=ledger.open_segment(plan),
+        outbox=LastReply(),
+        policy=Policy.of(file.policy),
         make_randomness=draw,
         on_adapter=lambda arrays, number: None,
     )
-    return app, plan.evaluation_noise_multiplier
+    return CohortTenant(app, settings, plan.local_steps, evaluator)
 
 
 def exact_auc(model: ProfileModel, cache: PrefixCache, arrays: Arrays, records: Sequence[EncodedRecords]) -> float:

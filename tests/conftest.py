@@ -9,6 +9,8 @@ import pytest
 
 import fedprofile.common.environment  # noqa: F401  (before torch)
 
+pytest_plugins = ["tests.modeling_fixtures"]
+
 
 def _write_tiny_bert(folder: Path) -> None:
     import torch

@@ -37,7 +37,7 @@ from fedprofile.client.randomness import SecureRandomness
 from fedprofile.client.records import ExampleSource, RecordSource
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.client.sources import read_usable
-from fedprofile.client.training import PrivateTrainer
+from fedprofile.client.training import PrivateTrainer, TrainingSettings
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import DataError
 from fedprofile.common.interactions import EncodedRecords, Tokenizer
@@ -372,7 +372,7 @@ def _open(folder: Path, tenant: TenantFile, base: Base, tokenizer: Tokenizer | N
     app = TenantApp(
         card=card,
         layout=model.layout(),
-        trainer=PrivateTrainer.of(card, plan, declared_users=100, model=model, cache=cache),
+        trainer=PrivateTrainer(model=model, cache=cache, settings=TrainingSettings.of(card, plan, 100)),
         evaluator=PrivateEvaluator.of(card, plan, predict=predict),
         records=records,
         ledger=ledger,

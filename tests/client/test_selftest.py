@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 
 from fedprofile.client.clipping import UserDPOptimizer
-from fedprofile.client.training import PrivateTrainer
+from fedprofile.client.training import PrivateTrainer, TrainingSettings
 from fedprofile.common.adapters import read_arrays, write_arrays
 from fedprofile.common.card import FederationCard
 from fedprofile.common.modeling.base import load_base, resolve_base
@@ -32,17 +32,19 @@ def make(tiny_base: Path, card_data: Callable[..., dict[str, Any]]) -> Make:
         trainer = PrivateTrainer(
             model=model,
             cache=PrefixCache(model) if cached else None,
-            sample_rate=0.1,
-            noise_multiplier=1.0,
-            clip_norm=0.5,
-            records_per_user=3,
-            declared_users=1000,
-            optimizer="adam",
-            learning_rate=5.0,
-            head_learning_rate=50.0,
-            momentum=0.9,
-            proximal=0.1,
-            max_update_norm=1e-3,
+            settings=TrainingSettings(
+                sample_rate=0.1,
+                noise_multiplier=1.0,
+                clip_norm=0.5,
+                records_per_user=3,
+                declared_users=1000,
+                optimizer="adam",
+                learning_rate=5.0,
+                head_learning_rate=50.0,
+                momentum=0.9,
+                proximal=0.1,
+                max_update_norm=1e-3,
+            ),
         )
         return trainer, model
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedprofile.client.evaluation import PrivateEvaluator
 from fedprofile.client.noise import noised_sum
-from fedprofile.client.training import PrivateTrainer
+from fedprofile.client.training import PrivateTrainer, TrainingSettings
 from fedprofile.common.adapters import check_arrays
 from fedprofile.common.card import FederationCard
 from fedprofile.common.interactions import EncodedRecords
@@ -155,17 +155,19 @@ def test_a_user_less_moves_the_sum_of_gradients_by_at_most_the_clip_norm(
     trainer = PrivateTrainer(
         model=model,
         cache=PrefixCache(model),
-        sample_rate=1.0,
-        noise_multiplier=1.0,
-        clip_norm=CLIP,
-        records_per_user=4,
-        declared_users=100,
-        optimizer="sgd",
-        learning_rate=1.0,
-        head_learning_rate=1.0,
-        momentum=0.0,
-        proximal=0.0,
-        max_update_norm=1e9,
+        settings=TrainingSettings(
+            sample_rate=1.0,
+            noise_multiplier=1.0,
+            clip_norm=CLIP,
+            records_per_user=4,
+            declared_users=100,
+            optimizer="sgd",
+            learning_rate=1.0,
+            head_learning_rate=1.0,
+            momentum=0.0,
+            proximal=0.0,
+            max_update_norm=1e9,
+        ),
     )
     for some in (records, *(_without(records, user) for user in REMOVED)):
         trainer.train(arrays, some, steps=1, randomness=Silent())

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fedprofile.client.randomness import SecureRandomness
-from fedprofile.client.training import GROUP_USERS, PrivateTrainer, user_groups
+from fedprofile.client.training import GROUP_USERS, PrivateTrainer, TrainingSettings, user_groups
 from fedprofile.common.adapters import arrays_hash, update_norm
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
@@ -82,7 +82,7 @@ def _trainer(model: ProfileModel, cache: PrefixCache | None = None, **changes: A
         "proximal": 0.0,
         "max_update_norm": 1e6,
     }
-    return PrivateTrainer(model=model, cache=cache, **{**settings, **changes})
+    return PrivateTrainer(model=model, cache=cache, settings=TrainingSettings(**{**settings, **changes}))
 
 
 def test_one_step_equals_a_loop_over_users(make_model: Callable[..., ProfileModel]) -> None:

@@ -1,0 +1,149 @@
+"""The cohort trainer against the deployed one: the same draws, the same cache, the same updates."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.modeling_fixtures import MakeFamily, MakeModel
+
+from fedprofile.client.randomness import Randomness
+from fedprofile.client.training import PrivateTrainer, TrainingSettings
+from fedprofile.common.interactions import EncodedRecords
+from fedprofile.common.messages import Arrays
+from fedprofile.common.modeling.prefix_cache import PrefixCache
+from fedprofile.common.modeling.profile_model import ProfileModel
+from fedprofile.simulations.cohort import CohortTrainer, TrainingJob
+from fedprofile.simulations.randomness import NoNoise, SeededRandomness
+
+SETTINGS = TrainingSettings(
+    sample_rate=0.4,
+    noise_multiplier=1.0,
+    clip_norm=0.5,
+    records_per_user=3,
+    declared_users=20,
+    optimizer="sgd",
+    learning_rate=0.5,
+    head_learning_rate=2.0,
+    momentum=0.0,
+    proximal=0.0,
+    max_update_norm=1e6,
+)
+FAMILIES = [
+    "bert",
+    "roberta",
+    "distilbert",
+    "modernbert",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+]
+
+
+def _records(model: ProfileModel, users: int, seed: int, longest: int = 32) -> EncodedRecords:
+    """Several records a user, in no order of users; lengths from 1 to `longest`."""
+    rng = np.random.default_rng(seed)
+    user = rng.permutation(np.repeat(np.arange(users), rng.integers(1, 6, users)))
+    n = len(user)
+    return EncodedRecords(
+        users=tuple(f"u{number}" for number in range(users)),
+        user=user.astype(np.int64),
+        tokens=[rng.integers(4, 60, size).astype(np.int32) for size in rng.integers(1, longest + 1, n)],
+        features=rng.random((n, model.card.features.width), dtype=np.float32),
+        labels=rng.integers(0, len(model.card.task.labels), n),
+        groups=np.zeros(n, np.int64),
+    )
+
+
+def _start(model: ProfileModel, seed: int) -> Arrays:
+    rng = np.random.default_rng(seed)
+    return {
+        name: (value + 0.2 * rng.standard_normal(value.shape)).astype(np.float32)
+        for name, value in model.initial_arrays().items()
+    }
+
+
+Source = Callable[[int], Randomness]
+
+
+def _jobs(model: ProfileModel, source: Source, **changes: Any) -> list[TrainingJob]:
+    """Tenants that differ in all that they may: sizes, sampling, clipping, noise, records, steps, adapters.
+
+    One has no users, and one samples so rarely that most of its steps are empty.
+    """
+    shape = [
+        (replace(SETTINGS, **changes), 12, 3),
+        (replace(SETTINGS, sample_rate=0.9, clip_norm=0.05, records_per_user=1, **changes), 30, 3),
+        (replace(SETTINGS, sample_rate=0.02, noise_multiplier=3.0, declared_users=7, **changes), 6, 3),
+        (replace(SETTINGS, records_per_user=5, max_update_norm=0.01, **changes), 9, 2),
+        (replace(SETTINGS, **changes), 0, 3),
+    ]
+    return [
+        TrainingJob(settings, _start(model, number), _records(model, users, number), steps, source(number))
+        for number, (settings, users, steps) in enumerate(shape)
+    ]
+
+
+def _deployed(model: ProfileModel, cache: PrefixCache | None, jobs: list[TrainingJob]) -> list[Arrays]:
+    return [
+        PrivateTrainer(model=model, cache=cache, settings=job.settings).train(
+            job.arrays, job.records, steps=job.steps, randomness=job.randomness
+        )
+        for job in jobs
+    ]
+
+
+def _distance(found: Arrays, expected: Arrays) -> float:
+    """Relative L2 distance of two updates."""
+    assert list(found) == list(expected)
+    flat = [np.concatenate([value.ravel() for value in arrays.values()]).astype(float) for arrays in (found, expected)]
+    norm = float(np.linalg.norm(flat[1]))
+    return float(np.linalg.norm(flat[0] - flat[1])) / norm if norm else float(np.linalg.norm(flat[0]))
+
+
+def _compare(model: ProfileModel, cached: bool, source: type[SeededRandomness], limit: float, **changes: Any) -> None:
+    cache = PrefixCache(model) if cached else None
+    expected = _deployed(model, cache, _jobs(model, lambda number: source(1, number), **changes))
+    jobs = _jobs(model, lambda number: source(1, number), **changes)
+    found = CohortTrainer(model, cache, tokens_at_once=96).train(jobs)
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert _distance(one, other) <= limit, number
+    assert all(np.abs(np.concatenate([v.ravel() for v in update.values()])).max() > 0 for update in found[:2])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cohort_is_its_tenants(family: str, make_family: MakeFamily, make_model: MakeModel) -> None:
+    base, adapter = make_family(family)
+    _compare(make_model(base, adapter=adapter), True, NoNoise, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "adapter", [{"train": "B"}, {"method": "head"}, {"top_layers": 3, "rank": 3}, {"pooling": "last"}]
+)
+@pytest.mark.parametrize("cached", [True, False])
+def test_also_with_other_adapters_and_without_a_cache(
+    adapter: dict[str, Any], cached: bool, make_model: MakeModel
+) -> None:
+    _compare(make_model(adapter=adapter), cached, NoNoise, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adam", "learning_rate": 0.01, "head_learning_rate": 0.05},
+        {"momentum": 0.9, "proximal": 0.3},
+    ],
+)
+def test_also_with_other_optimisers(changes: dict[str, Any], make_model: MakeModel) -> None:
+    # Adam divides by the gradient's own size, and where that is next to nothing, float32's last bits are all there is.
+    _compare(make_model(), True, NoNoise, 1e-3 if "optimizer" in changes else 1e-5, **changes)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_each_tenant_gets_the_noise_that_its_client_would_draw(optimizer: str, make_model: MakeModel) -> None:
+    _compare(make_model(), True, SeededRandomness, 1e-5, optimizer=optimizer)
