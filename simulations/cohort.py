@@ -184,10 +184,13 @@ class CohortTrainer:
         tokens = [records.tokens[place] for records, place in picked]
         features = np.stack([records.features[place] for records, place in picked])
         labels = torch.tensor([int(records.labels[place]) for records, place in picked])
-        return stacked.gradients(
-            lambda: summed_loss(self._model(tokens, features, self._cache), labels),
-            rows,
-        )
+        # To the longest record and no further: no proof rests on the shape here.
+        batch = self._model.batch(tokens, max(1, *map(len, tokens)))
+
+        def summed() -> torch.Tensor:
+            return summed_loss(self._model.logits_of(batch, tokens, features, self._cache), labels)
+
+        return stacked.gradients(summed, rows)
 
     def _noised(self, jobs: Sequence[TrainingJob], sums: torch.Tensor) -> torch.Tensor:
         """What each job's inner optimiser sees, float32 [K, size]."""

@@ -60,24 +60,24 @@ def padded_length(longest: int, max_tokens: int) -> int:
     return min(next((length for length in PAD_LENGTHS if length >= longest), max_tokens), max_tokens)
 
 
-def pad_tokens(tokens: Sequence[NDArray[np.int32]], pad_id: int, max_tokens: int) -> TokenBatch:
+def pad_tokens(tokens: Sequence[NDArray[np.int32]], pad_id: int, length: int) -> TokenBatch:
     """Put records into one batch.
 
     Args:
         tokens: Token ids of each record; an empty one is taken as one pad token, because a vector is pooled from it.
         pad_id: What fills the places behind a record.
-        max_tokens: Of the card.
+        length: Of the batch.
 
     Returns:
         The batch, on the CPU.
 
     Raises:
-        ValueError: There is no record, or one is longer than `max_tokens`.
+        ValueError: There is no record, or one is longer than `length`.
     """
-    if not tokens:
-        raise ValueError("a batch needs at least one record")
-    lengths = np.array([max(1, len(record)) for record in tokens])
-    ids = np.full((len(tokens), padded_length(int(lengths.max()), max_tokens)), pad_id, dtype=np.int64)
+    lengths = np.array([max(1, len(record)) for record in tokens], dtype=np.int64)
+    if not tokens or int(lengths.max()) > length:
+        raise ValueError(f"a batch needs at least one record, and none of more than {length} tokens")
+    ids = np.full((len(tokens), length), pad_id, dtype=np.int64)
     for row, record in zip(ids, tokens, strict=True):
         row[: len(record)] = record
     mask = (np.arange(ids.shape[1])[None, :] < lengths[:, None]).astype(np.int64)

@@ -32,6 +32,7 @@ from fedprofile.common.modeling.batches import (
     TokenBatch,
     equal_chunks,
     pad_tokens,
+    padded_length,
     padded_lengths,
 )
 from fedprofile.common.modeling.freezing import check_length, check_stateless, frozen_copy, pad_id, switch_dropout_off
@@ -217,16 +218,28 @@ class ProfileModel(nn.Module):
         Raises:
             ValueError: There is no record, or the cache is of another model.
         """
-        batch = self.batch(tokens)
+        return self.logits_of(self.batch(tokens), tokens, features, cache)
+
+    def logits_of(
+        self, batch: TokenBatch, tokens: Tokens, features: NDArray[np.float32], cache: Prefixes | None
+    ) -> torch.Tensor:
+        """As `forward`, of a batch that is padded already."""
         if cache is None:
             return self.logits(batch, features)
         if cache.space != self.prefix_space:
             raise ValueError("the prefix cache belongs to another model")
         return self.logits(batch, features, cache.get(tokens, batch.ids.shape[1]))
 
-    def batch(self, tokens: Tokens) -> TokenBatch:
-        """Records as one padded batch on `device`; see `pad_tokens`."""
-        return pad_tokens(tokens, self.pad_id, self.card.history.max_tokens).to(self.device)
+    def batch(self, tokens: Tokens, length: int | None = None) -> TokenBatch:
+        """Records as one padded batch on `device`; see `pad_tokens`.
+
+        Args:
+            tokens: Token ids of each record.
+            length: Of the batch; None pads to a length of which there are few (see `padded_length`).
+        """
+        if length is None:
+            length = padded_length(max(map(len, tokens), default=0), self.card.history.max_tokens)
+        return pad_tokens(tokens, self.pad_id, length).to(self.device)
 
     def logits(
         self, batch: TokenBatch, features: NDArray[np.float32], prefix: torch.Tensor | None = None

@@ -28,8 +28,8 @@ def _tokens(sizes: list[int]) -> list[NDArray[np.int32]]:
 
 @given(SIZES)
 def test_a_batch_holds_its_records_and_nothing_else(sizes: list[int]) -> None:
-    batch = pad_tokens(_tokens(sizes), pad_id=7, max_tokens=200)
-    assert batch.ids.shape == batch.mask.shape == (len(sizes), padded_length(max(1, *sizes, 1), 200))
+    batch = pad_tokens(_tokens(sizes), pad_id=7, length=200)
+    assert batch.ids.shape == batch.mask.shape == (len(sizes), 200)
     for row, mask, size in zip(batch.ids.tolist(), batch.mask.tolist(), sizes, strict=True):
         # An empty record is one pad token.
         assert mask == [1] * max(1, size) + [0] * (len(mask) - max(1, size))
@@ -47,9 +47,11 @@ def test_lengths_are_of_a_fixed_set(longest: int, max_tokens: int) -> None:
     assert length in (*PAD_LENGTHS, max_tokens)
 
 
-def test_no_record_is_no_batch() -> None:
+def test_no_record_is_no_batch_and_none_is_cut() -> None:
     with pytest.raises(ValueError, match="at least one record"):
         pad_tokens([], 0, 32)
+    with pytest.raises(ValueError, match="more than 5 tokens"):
+        pad_tokens(_tokens([6]), 0, 5)
 
 
 @given(SIZES, st.integers(1, 2000))
