@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.ledger_schema import Segment
-from fedprofile.client.outbox import key_of
+from fedprofile.client.outbox import question_key
 from fedprofile.client.policy import Policy
 from fedprofile.client.randomness import Randomness
 from fedprofile.client.sampling import TenantRecords
@@ -178,7 +178,8 @@ class TenantApp:
         if request.kind is Kind.DELIVER:
             self._on_adapter(request.arrays, request.round)
             return Reply(request.kind, request.card_hash, request.round, {}, self._ledger.mark())
-        key = key_of(request)
+        question = arrays_hash(request.arrays)
+        key = question_key(request.card_hash, request.kind.value, request.round, question)
         found = self._outbox.get(key)
         if found is not None:
             return self._released(found)
@@ -190,7 +191,7 @@ class TenantApp:
             self._trainer.self_test()
             self._tested = True
         users = records.training if training else records.evaluation
-        entry = self._ledger.reserve(self._segment, request.kind, request.round, arrays_hash(request.arrays))
+        entry = self._ledger.reserve(self._segment, request.kind, request.round, question)
         return Reserved(request, key, users, LedgerMark(entry.sequence, entry.head), self._make_randomness())
 
     def finish(self, reserved: Reserved, released: Arrays) -> Reply:

@@ -10,6 +10,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +139,17 @@ def arrays_hash(arrays: Mapping[str, NDArray[np.generic]]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]
-        plain = np.asarray(array, dtype=array.dtype.newbyteorder("<"))
-        head = [name.encode(), str(np.dtype(array.dtype.name)).encode(), struct.pack(f"<{array.ndim}q", *array.shape)]
-        for part in head:
+        dtype_name, little_endian = _canonical(array.dtype)
+        for part in (name.encode(), dtype_name, struct.pack(f"<{array.ndim}q", *array.shape)):
             digest.update(struct.pack("<q", len(part)) + part)
-        digest.update(plain.tobytes())
+        digest.update(np.asarray(array, dtype=little_endian).tobytes())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _canonical(dtype: np.dtype[np.generic]) -> tuple[bytes, np.dtype[np.generic]]:
+    """A dtype's name without its byte order, and the dtype in little-endian; numpy takes long over both."""
+    return str(np.dtype(dtype.name)).encode(), dtype.newbyteorder("<")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]], mode: int = 0o600) -> None:

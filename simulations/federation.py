@@ -23,8 +23,7 @@ from fedprofile.client.training import TrainingSettings
 from fedprofile.common.card import FederationCard
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import Arrays
-from fedprofile.common.modeling.prefix_cache import PrefixCache
-from fedprofile.common.modeling.profile_model import ProfileModel
+from fedprofile.common.modeling.profile_model import Prefixes, ProfileModel
 from fedprofile.common.tenant import TenantFile
 from fedprofile.server.admission import Member
 from fedprofile.server.app import FederationResult, run_federation
@@ -53,7 +52,7 @@ class SimulatedTenant:
 def run_in_process(
     card: FederationCard,
     model: ProfileModel,
-    cache: PrefixCache,
+    cache: Prefixes | None,
     tenants: Sequence[SimulatedTenant],
     *,
     seed: int,
@@ -64,7 +63,7 @@ def run_in_process(
     Args:
         card: The federation card; `min_tenants` must not be above the number of tenants.
         model: Of the card.
-        cache: Of the model; fills itself.
+        cache: Of the model, filled or filling itself; None runs the model whole.
         tenants: Who takes part.
         seed: Of all sampling and noise.
         noise: False draws zeros instead of noise, for comparison; the result is then not private.
@@ -104,7 +103,7 @@ def _drawer(source: type[SeededRandomness], seed: int, tenant: str) -> Callable[
 def _open_tenant(
     card: FederationCard,
     model: ProfileModel,
-    cache: PrefixCache,
+    cache: Prefixes | None,
     trainer: CohortTrainer,
     tenant: SimulatedTenant,
     plan: SegmentPlan,
@@ -138,7 +137,7 @@ def _open_tenant(
     return CohortTenant(app, settings, plan.local_steps, evaluator)
 
 
-def exact_auc(model: ProfileModel, cache: PrefixCache, arrays: Arrays, records: Sequence[EncodedRecords]) -> float:
+def exact_auc(model: ProfileModel, cache: Prefixes | None, arrays: Arrays, records: Sequence[EncodedRecords]) -> float:
     """The exact AUC of an adapter over evaluation users pooled from all tenants. NOT private: rehearsals only.
 
     Args:

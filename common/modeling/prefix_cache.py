@@ -77,6 +77,7 @@ class PrefixCache:
         secret: The tenant's, at least 16 bytes; needed with a folder.
         number_format: `float16` unless given, `float32` for pooled vectors; `bfloat16` suits large decoders, whose
             activations are beyond float16's range.
+        limit: Bytes of activations at most; what does not fit is computed each time that it is asked for.
 
     Raises:
         ValueError: A folder without a secret.
@@ -89,6 +90,7 @@ class PrefixCache:
         folder: Path | None = None,
         secret: bytes | None = None,
         number_format: NumberFormat | None = None,
+        limit: int | None = None,
     ) -> None:
         if folder is not None and (secret is None or len(secret) < 16):
             raise ValueError("a prefix cache in a folder needs a secret of at least 16 bytes")
@@ -97,6 +99,8 @@ class PrefixCache:
         self._pooled = model.caches_pooled
         chosen: NumberFormat = number_format or ("float32" if self._pooled else "float16")
         self._dtype, self._stored = _FORMATS[chosen]
+        self._row_bytes = model.hidden_size * self._stored.itemsize
+        self._limit = limit
         # The state after secret, space and format; each key goes on from a copy of it.
         self._keyed = hmac.new(secret or os.urandom(32), f"{self.space} | {chosen}\0".encode(), hashlib.sha256)
         self._store: Store = (
@@ -107,6 +111,11 @@ class PrefixCache:
 
     def __len__(self) -> int:
         return len(self._store.index)
+
+    @property
+    def size(self) -> int:
+        """Bytes of activations that are stored."""
+        return self._store.used * self._row_bytes
 
     def get(self, tokens: Tokens, length: int) -> torch.Tensor:
         """Activations of a batch; what is missing is computed and kept.
@@ -121,15 +130,15 @@ class PrefixCache:
         """
         keys = [self._key_of(record) for record in tokens]
         self._fill(keys, tokens, None)
-        index, rows = self._store.index, self._store.rows
-        if self._pooled:
-            packed = rows[[index[key][0] for key in keys]]
-        else:
-            packed = np.zeros((len(keys), length, rows.shape[1]), dtype=self._stored)
-            for batch_row, key in zip(packed, keys, strict=True):
-                start, size = index[key]
-                batch_row[:size] = rows[start : start + size]
-        return torch.from_numpy(packed).view(self._dtype).to(torch.float32)
+        index, rows, width = self._store.index, self._store.rows, self._row_bytes // self._stored.itemsize
+        unstored = self._unstored(keys, tokens)
+        packed = np.zeros((len(keys), 1 if self._pooled else length, width), dtype=self._stored)
+        for batch_row, key in zip(packed, keys, strict=True):
+            start, size = index.get(key, (0, 0))
+            found = rows[start : start + size] if size else unstored[key]
+            batch_row[: len(found)] = found
+        activations = torch.from_numpy(packed).view(self._dtype).to(torch.float32)
+        return activations.squeeze(1) if self._pooled else activations
 
     def fill(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> None:
         """Compute what is missing of a whole source.
@@ -151,10 +160,16 @@ class PrefixCache:
         """
         keys = [self._key_of(record) for record in tokens]
         self._fill(keys, tokens, None)
-        starts = np.array([self._store.index[key][0] for key in keys], dtype=np.int64)
+        unstored = self._unstored(keys, tokens)
         # One number tells: such a record is stored as nothing else.
-        first = torch.from_numpy(self._store.rows[starts, 0]).view(self._dtype)
-        return np.asarray(first.isnan())
+        first = np.array(
+            [
+                unstored[key][0, 0] if key in unstored else self._store.rows[self._store.index[key][0], 0]
+                for key in keys
+            ],
+            dtype=self._stored,
+        )
+        return np.asarray(torch.from_numpy(first).view(self._dtype).isnan())
 
     def check_finite(self, tokens: Tokens) -> None:
         """Refuse records whose activations are not finite.
@@ -186,7 +201,7 @@ class PrefixCache:
     def _fill(self, keys: Sequence[bytes], tokens: Tokens, progress: Callable[[int], None] | None) -> None:
         index = self._store.index
         missing = {key: record for key, record in zip(keys, tokens, strict=True) if key not in index}
-        order = sorted(missing, key=lambda key: len(missing[key]))
+        order = self._fitting(sorted(missing, key=lambda key: len(missing[key])), missing)
         for start in range(0, len(order), RECORDS_AT_ONCE):
             chunk = order[start : start + RECORDS_AT_ONCE]
             self._store.append(
@@ -194,6 +209,21 @@ class PrefixCache:
             )
             if progress is not None:
                 progress(len(chunk))
+
+    def _fitting(self, order: list[bytes], missing: dict[bytes, NDArray[np.int32]]) -> list[bytes]:
+        """As many of these as the limit has room for, from the first on."""
+        if self._limit is None:
+            return order
+        sizes = np.cumsum([1 if self._pooled else max(1, len(missing[key])) for key in order], dtype=np.int64)
+        return order[: int(np.searchsorted(sizes, self._limit // self._row_bytes - self._store.used, side="right"))]
+
+    def _unstored(self, keys: Sequence[bytes], tokens: Tokens) -> dict[bytes, Rows]:
+        """Activations of those that there was no room for."""
+        if self._limit is None:
+            return {}
+        missing = {key: record for key, record in zip(keys, tokens, strict=True) if key not in self._store.index}
+        found = self._model.prefix(list(missing.values())) if missing else []
+        return {key: self._packed(activations) for key, activations in zip(missing, found, strict=True)}
 
     def _packed(self, activations: torch.Tensor) -> Rows:
         numbers = activations.to(self._dtype).contiguous()

@@ -36,6 +36,11 @@ class Store(Protocol):
     index: dict[bytes, Place]
     rows: Rows
 
+    @property
+    def used(self) -> int:
+        """How many rows are stored."""
+        ...
+
     def append(self, keys: Sequence[bytes], records: Sequence[Rows]) -> None:
         """Add records; they are there after a crash, or none of them."""
         ...
@@ -56,24 +61,24 @@ class MemoryStore:
     def __init__(self, width: int, dtype: np.dtype[np.signedinteger]) -> None:
         self.index: dict[bytes, Place] = {}
         self.rows: Rows = np.zeros((0, width), dtype=dtype)
-        self._used = 0
+        self.used = 0
 
     def append(self, keys: Sequence[bytes], records: Sequence[Rows]) -> None:
         """See `Store`."""
-        needed = self._used + sum(map(len, records))
+        needed = self.used + sum(map(len, records))
         if needed > len(self.rows):
             larger = np.zeros((max(needed, len(self.rows) * 3 // 2), self.rows.shape[1]), dtype=self.rows.dtype)
-            larger[: self._used] = self.rows[: self._used]
+            larger[: self.used] = self.rows[: self.used]
             self.rows = larger
         for key, record in zip(keys, records, strict=True):
-            self.rows[self._used : self._used + len(record)] = record
-            self.index[key] = (self._used, len(record))
-            self._used += len(record)
+            self.rows[self.used : self.used + len(record)] = record
+            self.index[key] = (self.used, len(record))
+            self.used += len(record)
 
     def keep(self, keys: AbstractSet[bytes]) -> None:
         """See `Store`."""
         kept = [(key, self.rows[start : start + size]) for key, (start, size) in self.index.items() if key in keys]
-        self.index, self.rows, self._used = {}, self.rows[:0], 0
+        self.index, self.rows, self.used = {}, self.rows[:0], 0
         self.append([key for key, _ in kept], [rows for _, rows in kept])
 
 
@@ -101,7 +106,7 @@ class FileStore:
 
     def append(self, keys: Sequence[bytes], records: Sequence[Rows]) -> None:
         """See `Store`."""
-        used = self._used()
+        used = self.used
         with _private(self._file, os.O_RDWR) as file:
             # What a kill left behind the last named row is overwritten.
             os.ftruncate(file.fileno(), used * self._row_bytes)
@@ -148,7 +153,9 @@ class FileStore:
     def _row_bytes(self) -> int:
         return self._width * self._dtype.itemsize
 
-    def _used(self) -> int:
+    @property
+    def used(self) -> int:
+        """See `Store`."""
         return max((start + size for start, size in self.index.values()), default=0)
 
     def _read(self) -> None:
@@ -179,7 +186,7 @@ class FileStore:
         beside.replace(self._folder / "index")
 
     def _map(self) -> None:
-        used = self._used()
+        used = self.used
         if used:
             mapped = np.memmap(self._file, dtype=self._dtype, mode="r", shape=(used, self._width))
             self.rows: Rows = np.asarray(mapped)
