@@ -1,5 +1,6 @@
 """`python simulate.py`: whole federations on one machine."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,8 @@ import typer
 
 from fedprofile.common.cli import run_command
 from fedprofile.common.errors import ConfigError
+
+DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "experiments" / "default.toml"
 
 app = typer.Typer(
     name="simulate.py",
@@ -17,14 +20,38 @@ app = typer.Typer(
 )
 
 
-@app.callback(invoke_without_command=True)
-def nothing(context: typer.Context) -> None:
-    """Whole federations on one machine, before anyone spends real privacy."""
-    if context.invoked_subcommand is None:
-        raise ConfigError(
-            "simulate.py needs a verb, and the one that exists is `demo`: a deployment rehearsal on one machine "
-            "(`python simulate.py demo --help`). Experiments over many federations come later."
-        )
+@app.callback()
+def about() -> None:
+    """Whole federations on one machine, before anyone spends real privacy.
+
+    `simulate.py EXPERIMENT.toml` runs an experiment, `simulate.py` alone the default one; both are `simulate.py run`.
+    """
+
+
+@app.command()
+def run(
+    experiment: Annotated[Path, typer.Argument(help="Its TOML file.")] = DEFAULT,
+    out: Annotated[Path | None, typer.Option(help="Where results go. Default ./runs/TIMESTAMP.")] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value of the file to replace, such as card.training.rounds=2."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in --out with what is not done yet.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells that run at once, each in a process of its own.")] = 1,
+    engine: Annotated[str | None, typer.Option(help="in-process, or ray: Flower's own simulation engine.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="The folder that holds the data set as published.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print every cell's result at the end.")] = False,
+) -> None:
+    """Run an experiment: every combination of what its file varies."""
+    from fedprofile.simulations.experiment import load_experiment
+    from fedprofile.simulations.sweep import run_experiment
+
+    if resume and out is None:
+        raise ConfigError("--resume needs --out, the folder of the experiment to go on with.")
+    overrides = list(override or [])
+    overrides += [] if engine is None else [f"engine.kind={engine}"]
+    overrides += [] if data_dir is None else [f"data.data_dir={data_dir}"]
+    run_experiment(load_experiment(experiment, overrides), out=out, resume=resume, jobs=jobs, json_output=json_output)
 
 
 @app.command()
@@ -70,4 +97,7 @@ def demo(
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    run_command(app, "simulate.py")
+    given = sys.argv[1:]
+    if not given or given[0] not in ("run", "demo", "--help"):
+        given = ["run", *given]
+    run_command(app, "simulate.py", given)

@@ -8,6 +8,7 @@ of public constants and of one record each.
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +19,20 @@ from fedprofile.client.evaluation import PrivateEvaluator
 from fedprofile.client.policy import Policy
 from fedprofile.client.randomness import Randomness
 from fedprofile.client.sampling import TenantRecords
-from fedprofile.client.segments import SegmentPlan, plan_segment
+from fedprofile.client.segments import plan_segment
 from fedprofile.client.training import TrainingSettings
+from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.card import FederationCard
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import Arrays
 from fedprofile.common.modeling.profile_model import Prefixes, ProfileModel
 from fedprofile.common.tenant import TenantFile
 from fedprofile.server.admission import Member
-from fedprofile.server.app import FederationResult, run_federation
-from fedprofile.simulations.cohort import CohortMember, CohortTrainer
-from fedprofile.simulations.cohort_app import Cohort, CohortTenant
+from fedprofile.server.app import FederationResult, Journal, run_federation
+from fedprofile.simulations.cohort import TOKENS_AT_ONCE, CohortMember, CohortTrainer
+from fedprofile.simulations.cohort_app import BLOCK, Cohort, CohortTenant
 from fedprofile.simulations.grid import InProcessGrid
-from fedprofile.simulations.memory import LastReply, memory_ledger
+from fedprofile.simulations.memory import LastReply, MemoryLedger
 from fedprofile.simulations.randomness import NoNoise, SeededRandomness
 
 
@@ -49,6 +51,17 @@ class SimulatedTenant:
     records: TenantRecords = field(repr=False)
 
 
+@dataclass(frozen=True)
+class SimulatedFederation(FederationResult):
+    """What a simulated run came to.
+
+    Args:
+        spent: By tenant, read from its ledger; nothing where no noise was drawn.
+    """
+
+    spent: dict[str, PrivacyLoss] = field(default_factory=dict)
+
+
 def run_in_process(
     card: FederationCard,
     model: ProfileModel,
@@ -57,7 +70,10 @@ def run_in_process(
     *,
     seed: int,
     noise: bool = True,
-) -> FederationResult:
+    tokens_at_once: int = TOKENS_AT_ONCE,
+    block: int = BLOCK,
+    journal: Journal | None = None,
+) -> SimulatedFederation:
     """Run a federation to its end.
 
     Args:
@@ -67,25 +83,94 @@ def run_in_process(
         tenants: Who takes part.
         seed: Of all sampling and noise.
         noise: False draws zeros instead of noise, for comparison; the result is then not private.
+        tokens_at_once: See `CohortTrainer`.
+        block: See `Cohort`.
+        journal: Told what happens.
 
     Returns:
-        The final adapter and the records of all rounds.
+        The final adapter, the records of all rounds, and what was spent.
     """
-    source = SeededRandomness if noise else NoNoise
-    trainer = CohortTrainer(model, cache)
+    trainer = CohortTrainer(model, cache, tokens_at_once)
     with ExitStack() as stack:
-        members: dict[int, Member] = {}
-        cohort: dict[int, CohortTenant] = {}
-        for node, tenant in enumerate(tenants, start=1):
-            plan = plan_segment(card, tenant.settings)
-            draw = _drawer(source, seed, tenant.name)
-            cohort[node] = _open_tenant(card, model, cache, trainer, tenant, plan, stack, draw)
-            declared = tenant.settings.population.declared_users
-            members[node] = Member(tenant.name, declared, plan.evaluation_noise_multiplier)
-        grid = InProcessGrid(cohort, Cohort(model, cache, trainer, cohort))
-        return run_federation(
-            grid, card, lambda: members, initial_arrays=model.initial_arrays(), patience=0.0, late=0.0
+        opened = {
+            node: stack.enter_context(OpenTenant(card, model, cache, trainer, tenant, seed=seed, noise=noise))
+            for node, tenant in enumerate(tenants, start=1)
+        }
+        cohort = {node: tenant.cohort for node, tenant in opened.items()}
+        members = {node: tenant.member for node, tenant in opened.items()}
+        result = run_federation(
+            InProcessGrid(cohort, Cohort(model, cache, trainer, cohort, block)),
+            card,
+            lambda: members,
+            initial_arrays=model.initial_arrays(),
+            journal=journal,
+            patience=0.0,
+            late=0.0,
         )
+        spent = {tenant.member.name: tenant.spent() for tenant in opened.values()} if noise else {}
+    return SimulatedFederation(result.arrays, result.rounds, result.reason, result.records, spent)
+
+
+class OpenTenant:
+    """One tenant with all that it keeps, until it is closed.
+
+    Args:
+        card: The federation card.
+        model: Of the card.
+        cache: Of the model, or None.
+        trainer: Of both.
+        tenant: Which.
+        seed: Of all sampling and noise.
+        noise: False draws zeros instead of noise.
+    """
+
+    def __init__(
+        self,
+        card: FederationCard,
+        model: ProfileModel,
+        cache: Prefixes | None,
+        trainer: CohortTrainer,
+        tenant: SimulatedTenant,
+        *,
+        seed: int,
+        noise: bool,
+    ) -> None:
+        file = tenant.settings
+        plan = plan_segment(card, file)
+        settings = TrainingSettings.of(card, plan, file.population.declared_users)
+
+        def predict(arrays: Arrays, records: EncodedRecords) -> NDArray[np.floating]:
+            model.set_arrays(arrays)
+            return model.predict(records, cache)
+
+        evaluator = PrivateEvaluator.of(card, plan, predict=predict)
+        self._ledger = MemoryLedger(tenant.name, file.budget.epsilon, file.life_delta, file.privacy.evaluation_users)
+        self._segment = self._ledger.open_segment(plan)
+        app = TenantApp(
+            card=card,
+            layout=model.layout(),
+            trainer=CohortMember(trainer, settings),
+            evaluator=evaluator,
+            records=lambda: tenant.records,
+            ledger=self._ledger,
+            segment=self._segment,
+            outbox=LastReply(),
+            policy=Policy.of(file.policy),
+            make_randomness=_drawer(SeededRandomness if noise else NoNoise, seed, tenant.name),
+            on_adapter=lambda arrays, number: None,
+        )
+        self.cohort = CohortTenant(app, settings, plan.local_steps, evaluator)
+        self.member = Member(tenant.name, file.population.declared_users, plan.evaluation_noise_multiplier)
+
+    def spent(self) -> PrivacyLoss:
+        """Of this federation's releases, from the ledger."""
+        return self._ledger.spent(self._segment)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._ledger.close()
 
 
 def _drawer(source: type[SeededRandomness], seed: int, tenant: str) -> Callable[[], Randomness]:
@@ -98,43 +183,6 @@ def _drawer(source: type[SeededRandomness], seed: int, tenant: str) -> Callable[
         return source(seed, tenant, count)
 
     return draw
-
-
-def _open_tenant(
-    card: FederationCard,
-    model: ProfileModel,
-    cache: Prefixes | None,
-    trainer: CohortTrainer,
-    tenant: SimulatedTenant,
-    plan: SegmentPlan,
-    stack: ExitStack,
-    draw: Callable[[], Randomness],
-) -> CohortTenant:
-    file = tenant.settings
-
-    def predict(arrays: Arrays, records: EncodedRecords) -> NDArray[np.floating]:
-        model.set_arrays(arrays)
-        return model.predict(records, cache)
-
-    evaluator = PrivateEvaluator.of(card, plan, predict=predict)
-    settings = TrainingSettings.of(card, plan, file.population.declared_users)
-    ledger = stack.enter_context(
-        memory_ledger(tenant.name, file.budget.epsilon, file.life_delta, file.privacy.evaluation_users)
-    )
-    app = TenantApp(
-        card=card,
-        layout=model.layout(),
-        trainer=CohortMember(trainer, settings),
-        evaluator=evaluator,
-        records=lambda: tenant.records,
-        ledger=ledger,
-        segment=ledger.open_segment(plan),
-        outbox=LastReply(),
-        policy=Policy.of(file.policy),
-        make_randomness=draw,
-        on_adapter=lambda arrays, number: None,
-    )
-    return CohortTenant(app, settings, plan.local_steps, evaluator)
 
 
 def exact_auc(model: ProfileModel, cache: Prefixes | None, arrays: Arrays, records: Sequence[EncodedRecords]) -> float:

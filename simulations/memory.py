@@ -6,10 +6,12 @@ from pathlib import Path
 
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.ledger_file import create
+from fedprofile.client.ledger_schema import EVALUATE, TRAIN, Segment, read_entries
+from fedprofile.common.accounting import PrivacyLoss, compose
 from fedprofile.common.messages import Reply
 
 
-def memory_ledger(population: str, epsilon: float, delta: float, evaluation_users: float) -> Ledger:
+class MemoryLedger(Ledger):
     """The deployed ledger, with its entries, caps and hashes, over a database in memory.
 
     Args:
@@ -17,13 +19,21 @@ def memory_ledger(population: str, epsilon: float, delta: float, evaluation_user
         epsilon: The life's budget.
         delta: The life's budget.
         evaluation_users: Fraction of users who are only evaluated.
-
-    Returns:
-        The ledger; close it.
     """
-    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    create(connection, population, epsilon, delta, evaluation_users, os.urandom(32))
-    return Ledger(Path(f"memory of {population}"), connection, lock=-1)
+
+    def __init__(self, population: str, epsilon: float, delta: float, evaluation_users: float) -> None:
+        connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        create(connection, population, epsilon, delta, evaluation_users, os.urandom(32))
+        super().__init__(Path(f"memory of {population}"), connection, lock=-1)
+
+    def spent(self, segment: Segment) -> PrivacyLoss:
+        """Composed over a segment's releases: the larger of training and evaluation, whose users are disjoint."""
+        entries = [entry for entry in read_entries(self._connection) if entry.segment == segment.number]
+        losses = [
+            compose([entry.event for entry in entries if entry.kind == kind], segment.plan.delta)
+            for kind in (TRAIN, EVALUATE)
+        ]
+        return max(losses, key=lambda loss: loss.epsilon)
 
 
 class LastReply:

@@ -1,0 +1,270 @@
+"""Running one cell of an experiment: from its settings to a JSON of what came out.
+
+Everything in the JSON but `timing` and `machine` is a function of the cell and the data: the same on the same machine
+with the same number of threads, bit for bit, whether the experiment was stopped in between or not.
+"""
+
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+
+from fedprofile.common.adapters import arrays_hash
+from fedprofile.common.card import FederationCard
+from fedprofile.common.config import validate
+from fedprofile.common.errors import ConfigError
+from fedprofile.common.tenant import TenantFile
+from fedprofile.server.app import NoJournal
+from fedprofile.server.checkpoint import Checkpoint
+from fedprofile.server.history import RoundRecord, metrics_as_dict
+from fedprofile.simulations.experiment import Cell, DataSpec, EngineSpec, Experiment, replaced
+from fedprofile.simulations.federation import SimulatedFederation, SimulatedTenant, run_in_process
+from fedprofile.simulations.partitions import spread
+from fedprofile.simulations.scenarios import Scenario, load_scenario
+from fedprofile.simulations.shared_base import CacheSpec, SharedBase
+from fedprofile.simulations.tenants import TenantExamples, read_tenants
+
+OnRound = Callable[[int, int], None]
+"""Told the rounds that are done and how many there are."""
+
+
+@dataclass(frozen=True)
+class PreparedCell:
+    """A cell with its card and its tenants.
+
+    Args:
+        cell: Which.
+        card: The federation's.
+        tenants: With their records as the card's model takes them.
+    """
+
+    cell: Cell
+    card: FederationCard
+    tenants: list[SimulatedTenant] = field(repr=False)
+
+
+class CellRunner:
+    """Runs cells of one experiment, one after another, over one base.
+
+    Args:
+        experiment: Whose cells.
+        cache_folder: Where activations are mapped; in memory where there is none.
+    """
+
+    def __init__(self, experiment: Experiment, cache_folder: Path | None = None) -> None:
+        self._engine = experiment.engine
+        self._scenario = read_scenario(experiment.data)
+        self._users: list[TenantExamples] = []
+        mib = self._engine.cache_mib
+        limit = None if mib is None else mib << 20
+        self._cache = CacheSpec(self._engine.cache, cache_folder, limit)
+        self._base: SharedBase | None = None
+
+    @property
+    def base(self) -> SharedBase:
+        """Loaded when it is first needed."""
+        if self._base is None:
+            self._base = SharedBase.load(
+                self._scenario.card.base,
+                self._cache,
+                device=usable_device(self._engine.device),
+                dtype=getattr(torch, self._engine.dtype),
+            )
+        return self._base
+
+    def prepare(self, cell: Cell) -> PreparedCell:
+        """Spread the users and encode them for the cell's card.
+
+        Raises:
+            ConfigError: The cell's settings do not fit the data.
+        """
+        if not self._users:
+            self._users = read_tenants(self._scenario, split_seed=0)
+        found = spread(self._users, cell.partition, seed=cell.seed, split_seed=cell.split_seed)
+        card = card_of(cell, self._scenario.card, len(found))
+        tenants = [_with_settings(tenant, cell).encoded(card, self.base.tokenizer) for tenant in found]
+        return PreparedCell(cell, card, tenants)
+
+    def fill(self, prepared: PreparedCell) -> None:
+        """Store the activations of every record of a cell, where the experiment asks for it."""
+        _, cache = self.base.model(prepared.card)
+        if cache is not None and self._engine.cache == "full":
+            for tenant in prepared.tenants:
+                cache.fill([*tenant.records.training.tokens, *tenant.records.evaluation.tokens])
+
+    def run(self, cell: Cell, on_round: OnRound) -> dict[str, Any]:
+        """Run one cell.
+
+        Args:
+            cell: Of the experiment.
+            on_round: Told as rounds are done.
+
+        Returns:
+            What its JSON file holds.
+        """
+        started = time.monotonic()
+        prepared = self.prepare(cell)
+        ready = time.monotonic()
+        self.fill(prepared)
+        filled = time.monotonic()
+        result = self._federation(prepared, on_round)
+        over = time.monotonic()
+        timing = {
+            "prepare_s": ready - started,
+            "fill_s": filled - ready,
+            "federation_s": over - filled,
+            "round_s": float(np.mean([record.seconds for record in result.records if record.kind == "train"] or [0.0])),
+            "peak_mib": peak_mib(self._engine.device),
+            "cache_mib": self.base.cached_bytes / 2**20,
+        }
+        return {
+            "cell": cell.name,
+            "settings": {key: "inf" if value == float("inf") else value for key, value in cell.settings.items()},
+            "noise": cell.noise,
+            **self._outcome(prepared, result),
+            "timing": {name: round(value, 3) for name, value in timing.items()},
+            "machine": machine(self._engine),
+        }
+
+    def _federation(self, prepared: PreparedCell, on_round: OnRound) -> SimulatedFederation:
+        cell = prepared.cell
+        model, cache = self.base.model(prepared.card)
+        return run_in_process(
+            prepared.card,
+            model,
+            cache,
+            prepared.tenants,
+            seed=cell.seed,
+            noise=cell.noise,
+            tokens_at_once=self._engine.tokens_at_once,
+            block=self._engine.block,
+            journal=_Rounds(prepared.card.training.rounds, on_round),
+        )
+
+    def _outcome(self, prepared: PreparedCell, result: SimulatedFederation) -> dict[str, Any]:
+        """What was measured: exact metrics over evaluation users, which only a simulation has, and the noised ones."""
+        model, cache = self.base.model(prepared.card)
+        model.set_arrays(result.arrays)
+        evaluation = [tenant.records.evaluation for tenant in prepared.tenants]
+        scores = [model.predict(records, cache) for records in evaluation]
+        tenants = []
+        for tenant, probabilities in zip(prepared.tenants, scores, strict=True):
+            spent = result.spent.get(tenant.name)
+            tenants.append(
+                {
+                    "name": tenant.name,
+                    "declared_users": tenant.settings.population.declared_users,
+                    "training_users": len(tenant.records.training.users),
+                    "evaluation_users": len(tenant.records.evaluation.users),
+                    "spent": None if spent is None else spent.as_dict(),
+                    "exact_metrics": exact_metrics(probabilities, tenant.records.evaluation.labels),
+                }
+            )
+        labels = np.concatenate([records.labels for records in evaluation])
+        return {
+            "rounds": result.rounds,
+            "reason": result.reason,
+            "adapter_sha256": arrays_hash(result.arrays),
+            "exact_metrics": exact_metrics(np.concatenate(scores), labels),
+            "noised_metrics": {
+                str(record.round): metrics_as_dict(record.outcome.metrics)
+                for record in result.records
+                if record.kind == "evaluate"
+            },
+            "refused": sum(len(record.outcome.refused) for record in result.records),
+            "dropped": sum(len(record.outcome.dropped) for record in result.records),
+            "tenants": tenants,
+        }
+
+
+class _Rounds(NoJournal):
+    """Tells of every training round that is done."""
+
+    def __init__(self, rounds: int, on_round: OnRound) -> None:
+        self._rounds, self._on_round = rounds, on_round
+
+    def answered(self, record: RoundRecord, checkpoint: Checkpoint) -> None:
+        """See `Journal`."""
+        if record.kind == "train":
+            self._on_round(record.round, self._rounds)
+
+
+def read_scenario(data: DataSpec) -> Scenario:
+    """The scenario of an experiment's data; see `load_scenario`."""
+    return load_scenario(None if data.dataset == "built-in" else data.dataset, data.data_dir, data.seed)
+
+
+def card_of(cell: Cell, card: FederationCard, tenants: int) -> FederationCard:
+    """A cell's card: the scenario's with the cell's sections, and no more tenants needed than there are.
+
+    Raises:
+        ConfigError: A section is not one of a card.
+    """
+    data = replaced(card.model_dump(mode="json"), cell.card)
+    data["rounds"]["min_tenants"] = min(data["rounds"]["min_tenants"], tenants)
+    return validate(data, FederationCard, f"cell {cell.name}, card")
+
+
+def _with_settings(tenant: TenantExamples, cell: Cell) -> TenantExamples:
+    data = replaced(tenant.settings.model_dump(mode="json", exclude_none=True), cell.tenant)
+    if cell.epsilon is not None:
+        data["budget"]["epsilon"] = data["run"]["epsilon"] = cell.epsilon
+    settings = validate(data, TenantFile, f"cell {cell.name}, tenant")
+    return TenantExamples(tenant.name, settings, tenant.examples, tenant.evaluation_user)
+
+
+def exact_metrics(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> dict[str, float | int | None]:
+    """Metrics over evaluation users whose labels are known. NOT private.
+
+    Args:
+        probabilities: [n, labels].
+        labels: True labels, int64 [n].
+
+    Returns:
+        Accuracy, log loss and, for two labels, the area under the ROC curve; None where they have no meaning.
+    """
+    if not len(labels):
+        return {"records": 0, "accuracy": None, "log_loss": None, "auc": None}
+    kinds = range(probabilities.shape[1])
+    both = probabilities.shape[1] == 2 and len(np.unique(labels)) == 2
+    return {
+        "records": len(labels),
+        "accuracy": float(accuracy_score(labels, probabilities.argmax(axis=1))),
+        "log_loss": float(log_loss(labels, probabilities, labels=list(kinds))),
+        "auc": float(roc_auc_score(labels, probabilities[:, 1])) if both else None,
+    }
+
+
+def usable_device(name: str) -> str:
+    """A device that is here.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"engine.device='{name}' is not here ({str(error).splitlines()[0]}); use cpu.") from None
+    return name
+
+
+def peak_mib(device: str) -> float:
+    """Peak memory of this process so far: of the device where it has its own, else resident, mapped cache included."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def machine(engine: EngineSpec) -> dict[str, Any]:
+    """On what a cell ran."""
+    names: Sequence[str] = ("torch", "transformers", "peft", "opacus", "flwr")
+    versions: Mapping[str, str] = {name: version(name) for name in names}
+    return {**versions, **engine.model_dump(), "threads": torch.get_num_threads()}

@@ -1,0 +1,213 @@
+"""An experiment: one TOML file that names a population, how it is spread over tenants, and what is varied.
+
+    name = "epsilon-and-strategy"
+    [data]         dataset and its folder; nothing for the built-in population
+    [partition]    which users are at which tenant
+    [card]         sections of the scenario's federation card, replaced key by key
+    [tenant]       sections of the scenario's tenant file, the same
+    [engine]       what it runs on; changes no result beyond floating-point rounding
+    [sweep]        a list for each setting that is varied; the experiment's cells are all combinations
+
+A setting in `[sweep]` is `seed`, `split_seed`, `epsilon` (`inf` for no noise) or a dotted key such as
+"card.aggregation.strategy" or "partition.alpha".
+"""
+
+import itertools
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from fedprofile.common.config import Frozen, load_toml, validate
+from fedprofile.common.errors import ConfigError
+
+Values = Annotated[list[Any], Field(min_length=1)]
+
+TOP_KEYS = ("seed", "split_seed", "epsilon")
+SECTIONS = ("partition", "card", "tenant")
+
+
+class DataSpec(Frozen):
+    """Where the users come from."""
+
+    dataset: str = "built-in"
+    """`built-in`, or a name of `fedprofile.simulations.datasets`."""
+    data_dir: Path | None = None
+    """The folder that holds the data set as its owner published it."""
+    seed: int = 0
+    """Of the built-in population."""
+
+
+class PartitionSpec(Frozen):
+    """Which users are at which tenant; made by flwr-datasets, over users, so that nobody is at two tenants."""
+
+    kind: Literal["natural", "iid", "dirichlet", "linear", "square", "exponential"] = "natural"
+    """As the data has it; alike; label skew (Hsu et al. 2019, https://arxiv.org/abs/1909.06335); or quantity skew:
+    tenant i has users in proportion to i, i squared, or e to the i."""
+    column: str | None = None
+    """For `natural`: a column of the labelled rows, instead of the data's own tenants."""
+    tenants: int = Field(default=8, ge=1)
+    """How many; not for `natural`."""
+    alpha: float = Field(default=0.5, gt=0)
+    """For `dirichlet`: the concentration; the smaller, the more skewed."""
+    smallest: int = Field(default=20, ge=1)
+    """Users below which a tenant does not take part."""
+
+
+class EngineSpec(Frozen):
+    """What an experiment runs on."""
+
+    kind: Literal["in-process", "ray"] = "in-process"
+    """This process, or Flower's own simulation engine."""
+    device: str = "cpu"
+    """A torch device, such as `cuda`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the frozen base; adapters and heads are float32."""
+    tokens_at_once: int = Field(default=2048, ge=1)
+    """Padded tokens of one pass; halved by itself where memory runs out."""
+    block: int = Field(default=128, ge=1)
+    """Tenants that train at once."""
+    cache: Literal["full", "lazy", "none"] = "full"
+    """Activations of the frozen layers: of every record before the first round, when first needed, or never stored."""
+    cache_mib: int | None = Field(default=None, ge=1)
+    """Of stored activations at most; the rest is computed each time."""
+    ray_cpus: float = Field(default=1.0, gt=0)
+    """Cores of each of Ray's actors."""
+    ray_gpus: float = Field(default=0.0, ge=0)
+    """Fraction of a GPU of each of Ray's actors."""
+
+
+class Experiment(Frozen):
+    """An experiment, whole. See the module's docstring."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    data: DataSpec = DataSpec()
+    partition: PartitionSpec = PartitionSpec()
+    card: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    tenant: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    engine: EngineSpec = EngineSpec()
+    sweep: dict[str, Values] = Field(default_factory=dict)
+
+    def cells(self) -> list["Cell"]:
+        """All combinations, the last setting of `[sweep]` varying fastest.
+
+        Raises:
+            ConfigError: A setting is not one that can be varied, or a value does not fit it.
+        """
+        for key in self.sweep:
+            if key not in TOP_KEYS and not (key.count(".") >= 1 and key.split(".")[0] in SECTIONS):
+                raise ConfigError(
+                    f"sweep.'{key}' cannot be varied; use {', '.join(TOP_KEYS)}, or a dotted key that begins with "
+                    f"{', '.join(f'{section}.' for section in SECTIONS)}."
+                )
+        combinations = itertools.product(*self.sweep.values())
+        cells = [self._cell(dict(zip(self.sweep, values, strict=True))) for values in combinations]
+        names = [cell.name for cell in cells]
+        if len(set(names)) < len(names):
+            raise ConfigError("[sweep] names the same value twice; every cell must be another one.")
+        return cells
+
+    def _cell(self, settings: dict[str, Any]) -> "Cell":
+        data: dict[str, Any] = {"partition": self.partition.model_dump(), "card": self.card, "tenant": self.tenant}
+        data = json.loads(json.dumps(data))
+        for key, value in settings.items():
+            if key not in TOP_KEYS:
+                _put(data, key, value)
+        plain = {key: settings[key] for key in TOP_KEYS if key in settings}
+        name = "_".join(f"{_short(key)}-{_short(str(value))}" for key, value in settings.items()) or "only"
+        noise = plain.get("epsilon") != math.inf
+        if not noise:
+            del plain["epsilon"]
+        return validate({"name": name, "settings": settings, "noise": noise, **plain, **data}, Cell, f"cell {name}")
+
+
+class Cell(Frozen, ser_json_inf_nan="constants"):
+    """One federation of an experiment.
+
+    Args:
+        name: Of its file.
+        settings: What is varied, with this cell's values.
+        noise: False draws zeros instead of noise; the result is then not private.
+        seed: Of all sampling and noise.
+        split_seed: Decides who is an evaluation user.
+        epsilon: Of every tenant's life and run, at the tenant file's delta; None leaves the tenant file's.
+        partition: Which users are at which tenant.
+        card: Sections to replace.
+        tenant: Sections to replace.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    noise: bool = True
+    seed: int = 0
+    split_seed: int = 0
+    epsilon: float | None = Field(default=None, gt=0)
+    partition: PartitionSpec
+    card: dict[str, dict[str, Any]]
+    tenant: dict[str, dict[str, Any]]
+
+
+def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """Read an experiment.
+
+    Args:
+        path: Its TOML file.
+        overrides: `key=value` with a dotted key and a TOML value; a bare word is a string.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        ConfigError: The file or an override cannot be used.
+    """
+    experiment = load_toml(path, Experiment)
+    data = experiment.model_dump(mode="python", exclude_unset=True)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set '{override}': is not key=value, such as --set engine.device=cuda.")
+        _put(data, key.strip(), _value(text))
+    return validate(data, Experiment, str(path)) if overrides else experiment
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key. The keys of `[sweep]` hold dots themselves."""
+    first, _, rest = key.partition(".")
+    if not rest or first == "sweep":
+        place = data.setdefault("sweep", {}) if first == "sweep" else data
+        place[rest or first] = value
+        return
+    inner = data.setdefault(first, {})
+    if not isinstance(inner, dict):
+        raise ConfigError(f"'{key}': '{first}' has no settings of its own.")
+    _put(inner, rest, value)
+
+
+def _short(text: str) -> str:
+    """What a file may be called."""
+    return re.sub(r"[^a-zA-Z0-9.]+", "-", text.rsplit(".", 1)[-1] if not _is_number(text) else text).strip("-")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def replaced(data: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Plain data with some keys of some sections replaced."""
+    return {**data, **{name: {**(data.get(name) or {}), **section} for name, section in sections.items()}}

@@ -1,0 +1,206 @@
+"""`python simulate.py EXPERIMENT.toml`: all cells of an experiment, each stored when it is done.
+
+OUT/experiment.json   what was asked for; `--resume` goes on with the same and nothing else
+OUT/cells/NAME.json   one finished cell
+OUT/cells.parquet     one row for each finished cell
+OUT/cache/            activations of the frozen layers; personal data, deleted when the experiment is over
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fedprofile.common.errors import ConfigError
+from fedprofile.simulations.cells import CellRunner, card_of, read_scenario
+from fedprofile.simulations.experiment import Cell, Experiment
+
+
+def run_experiment(experiment: Experiment, *, out: Path | None, resume: bool, jobs: int, json_output: bool) -> None:
+    """Run what is not done yet of an experiment; see the command's options.
+
+    Raises:
+        ConfigError: A cell's settings cannot be used, or the folder is another experiment's; nothing was run.
+    """
+    cells = experiment.cells()
+    scenario = read_scenario(experiment.data)
+    for cell in cells:
+        card_of(cell, scenario.card, scenario.card.rounds.min_tenants)
+    if jobs > 1 and experiment.engine.cache == "lazy":
+        raise ConfigError("--jobs with engine.cache='lazy': processes cannot fill one cache; use 'full' or 'none'.")
+    root = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    _open(root, experiment, resume)
+    waiting = [cell for cell in cells if not _file(root, cell).is_file()]
+    console = Console(stderr=json_output, soft_wrap=True)
+    console.print(
+        f"Experiment '{experiment.name}': {len(cells)} cells, {len(waiting)} to run, in {root}. A simulation on real "
+        "data is outside every ledger: its exact figures are not private."
+    )
+    progress = _Progress(console, len(cells), len(cells) - len(waiting))
+    try:
+        with progress:
+            for cell, result in _results(experiment, waiting, root, jobs, progress):
+                _write(_file(root, cell), json.dumps({"experiment": experiment.name, **result}, indent=1) + "\n")
+                progress.done(cell, result)
+    except KeyboardInterrupt:
+        done = sum(_file(root, cell).is_file() for cell in cells)
+        console.print(f"\nstopped; {done} of {len(cells)} cells are done. Go on with the same command and --resume.")
+        raise
+    finally:
+        _write_table(root, cells)
+    shutil.rmtree(root / "cache", ignore_errors=True)
+    console.print(f"All cells are done: {root}/cells.parquet.")
+    if json_output:
+        print(json.dumps([json.loads(_file(root, cell).read_text(encoding="utf-8")) for cell in cells], indent=1))
+
+
+def _open(root: Path, experiment: Experiment, resume: bool) -> None:
+    """Make the folder, or go on in it."""
+    asked = experiment.model_dump(mode="json")
+    file = root / "experiment.json"
+    if resume:
+        if not file.is_file():
+            raise ConfigError(f"{root}: holds no experiment to resume; name its folder with --out.")
+        if json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(asked)):
+            raise ConfigError(f"{root}: holds another experiment than this file says; give another --out to start it.")
+    elif root.exists() and any(root.iterdir()):
+        raise ConfigError(f"{root}: is not empty; give another --out, or go on there with --resume.")
+    (root / "cells").mkdir(parents=True, exist_ok=True)
+    for leftover in (root / "cells").glob("*.part"):
+        leftover.unlink()
+    _write(file, json.dumps(asked, indent=1) + "\n")
+
+
+def _results(
+    experiment: Experiment, cells: Sequence[Cell], root: Path, jobs: int, progress: "_Progress"
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Each cell with its result, as it is done."""
+    runner = CellRunner(experiment, root / "cache")
+    if jobs == 1 or len(cells) < 2:
+        for cell in cells:
+            progress.start(cell)
+            yield cell, runner.run(cell, progress.round)
+        return
+    # One process may write a cache: this one, before the others begin.
+    for cell in cells:
+        runner.fill(runner.prepare(cell))
+    del runner
+    threads = max(1, torch.get_num_threads() // jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _begin_process, (experiment, root / "cache", threads)) as pool:
+        futures = {pool.submit(_run_in_process, cell): cell for cell in cells}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_runner: CellRunner | None = None
+"""Of a process of `--jobs`."""
+
+
+def _begin_process(experiment: Experiment, cache: Path, threads: int) -> None:
+    global _runner
+    torch.set_num_threads(threads)
+    _runner = CellRunner(experiment, cache)
+
+
+def _run_in_process(cell: Cell) -> dict[str, Any]:
+    assert _runner is not None
+    return _runner.run(cell, lambda done, rounds: None)
+
+
+def _file(root: Path, cell: Cell) -> Path:
+    return root / "cells" / f"{cell.name}.json"
+
+
+def _write(path: Path, text: str) -> None:
+    """As one step: after a kill there is the old file or the new one."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _write_table(root: Path, cells: Sequence[Cell]) -> None:
+    """One row for each finished cell, in the experiment's order."""
+    rows = []
+    for cell in cells:
+        if _file(root, cell).is_file():
+            found = json.loads(_file(root, cell).read_text(encoding="utf-8"))
+            rows.append(
+                {
+                    "cell": found["cell"],
+                    **{key: str(value) if key == "epsilon" else value for key, value in found["settings"].items()},
+                    "noise": found["noise"],
+                    "tenants": len(found["tenants"]),
+                    "rounds": found["rounds"],
+                    **{name: found["exact_metrics"][name] for name in ("records", "auc", "accuracy", "log_loss")},
+                    "epsilon_spent": max((t["spent"]["epsilon"] for t in found["tenants"] if t["spent"]), default=None),
+                    "delta": max((t["spent"]["delta"] for t in found["tenants"] if t["spent"]), default=None),
+                    "adapter_sha256": found["adapter_sha256"],
+                    **{name: found["timing"][name] for name in ("federation_s", "round_s", "peak_mib")},
+                }
+            )
+    if rows:
+        part = root / "cells.parquet.part"
+        pd.DataFrame(rows).to_parquet(part, index=False)
+        part.replace(root / "cells.parquet")
+
+
+class _Progress:
+    """Bars of cells and of the running cell's rounds on a terminal; one line a cell elsewhere."""
+
+    def __init__(self, console: Console, cells: int, done: int) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._cells = self._bars.add_task("cells", total=cells, completed=done)
+        self._rounds = self._bars.add_task("rounds", total=None)
+
+    def start(self, cell: Cell) -> None:
+        """A cell begins."""
+        self._bars.reset(self._rounds, total=None, description=cell.name)
+
+    def round(self, done: int, rounds: int) -> None:
+        """A round is done."""
+        self._bars.update(self._rounds, completed=done, total=rounds)
+
+    def done(self, cell: Cell, result: dict[str, Any]) -> None:
+        """A cell is done."""
+        self._bars.advance(self._cells)
+        exact = result["exact_metrics"]
+        name = "auc" if exact["auc"] is not None else "accuracy"
+        figure = "no evaluation users" if exact[name] is None else f"exact {name} {exact[name]:.3f}"
+        timing = result["timing"]
+        self._bars.console.print(
+            f"{cell.name}: {figure}; {result['rounds']} rounds of {timing['round_s']:.2f} s, "
+            f"peak {timing['peak_mib']:.0f} MiB, cache {timing['cache_mib']:.0f} MiB."
+        )
+
+    def __enter__(self) -> "_Progress":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._bars.stop()
