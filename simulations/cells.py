@@ -5,6 +5,7 @@ with the same number of threads, bit for bit, whether the experiment was stopped
 """
 
 import resource
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,8 @@ from fedprofile.server.history import RoundRecord, metrics_as_dict
 from fedprofile.simulations.experiment import Cell, DataSpec, EngineSpec, Experiment, replaced
 from fedprofile.simulations.federation import SimulatedFederation, SimulatedTenant, run_in_process
 from fedprofile.simulations.partitions import spread
-from fedprofile.simulations.scenarios import Scenario, load_scenario
+from fedprofile.simulations.randomness import derived_seed
+from fedprofile.simulations.scenarios import Scenario, load_scenario, rounded
 from fedprofile.simulations.shared_base import CacheSpec, SharedBase
 from fedprofile.simulations.tenants import TenantExamples, read_tenants
 
@@ -60,25 +62,26 @@ class CellRunner:
     """
 
     def __init__(self, experiment: Experiment, cache_folder: Path | None = None) -> None:
-        self._engine = experiment.engine
+        self._experiment, self.engine = experiment, experiment.engine
         self._scenario = read_scenario(experiment.data)
         self._users: list[TenantExamples] = []
-        mib = self._engine.cache_mib
+        mib = self.engine.cache_mib
         limit = None if mib is None else mib << 20
-        self._cache = CacheSpec(self._engine.cache, cache_folder, limit)
-        self._base: SharedBase | None = None
+        self._cache = CacheSpec(self.engine.cache, cache_folder, limit)
+        self._bases: dict[str, SharedBase] = {}
 
-    @property
-    def base(self) -> SharedBase:
-        """Loaded when it is first needed."""
-        if self._base is None:
-            self._base = SharedBase.load(
-                self._scenario.card.base,
+    def base(self, card: FederationCard) -> SharedBase:
+        """The card's base model, loaded when it is first needed."""
+        key = card.base.model_dump_json()
+        if key not in self._bases:
+            self._bases[key] = SharedBase.load(
+                card.base,
                 self._cache,
-                device=usable_device(self._engine.device),
-                dtype=getattr(torch, self._engine.dtype),
+                folder=self.engine.base,
+                device=usable_device(self.engine.device),
+                dtype=getattr(torch, self.engine.dtype),
             )
-        return self._base
+        return self._bases[key]
 
     def prepare(self, cell: Cell) -> PreparedCell:
         """Spread the users and encode them for the cell's card.
@@ -87,16 +90,19 @@ class CellRunner:
             ConfigError: The cell's settings do not fit the data.
         """
         if not self._users:
-            self._users = read_tenants(self._scenario, split_seed=0)
-        found = spread(self._users, cell.partition, seed=cell.seed, split_seed=cell.split_seed)
-        card = card_of(cell, self._scenario.card, len(found))
-        tenants = [_with_settings(tenant, cell).encoded(card, self.base.tokenizer) for tenant in found]
+            found = read_tenants(self._scenario, split_seed=0)
+            data = self._experiment.data
+            self._users = found if data.limit is None else [fewer(tenant, data.limit, data.seed) for tenant in found]
+        spread_out = spread(self._users, cell.partition, seed=cell.seed, split_seed=cell.split_seed)
+        card = card_of(cell, self._scenario.card, len(spread_out))
+        tokenizer = self.base(card).tokenizer
+        tenants = [_with_settings(tenant, cell).encoded(card, tokenizer) for tenant in spread_out]
         return PreparedCell(cell, card, tenants)
 
     def fill(self, prepared: PreparedCell) -> None:
         """Store the activations of every record of a cell, where the experiment asks for it."""
-        _, cache = self.base.model(prepared.card)
-        if cache is not None and self._engine.cache == "full":
+        _, cache = self.base(prepared.card).model(prepared.card)
+        if cache is not None and self.engine.cache == "full" and self.engine.kind == "in-process":
             for tenant in prepared.tenants:
                 cache.fill([*tenant.records.training.tokens, *tenant.records.evaluation.tokens])
 
@@ -122,8 +128,8 @@ class CellRunner:
             "fill_s": filled - ready,
             "federation_s": over - filled,
             "round_s": float(np.mean([record.seconds for record in result.records if record.kind == "train"] or [0.0])),
-            "peak_mib": peak_mib(self._engine.device),
-            "cache_mib": self.base.cached_bytes / 2**20,
+            "peak_mib": peak_mib(self.engine.device),
+            "cache_mib": self.base(prepared.card).cached_bytes / 2**20,
         }
         return {
             "cell": cell.name,
@@ -131,12 +137,19 @@ class CellRunner:
             "noise": cell.noise,
             **self._outcome(prepared, result),
             "timing": {name: round(value, 3) for name, value in timing.items()},
-            "machine": machine(self._engine),
+            "machine": machine(self.engine),
         }
 
     def _federation(self, prepared: PreparedCell, on_round: OnRound) -> SimulatedFederation:
         cell = prepared.cell
-        model, cache = self.base.model(prepared.card)
+        model, cache = self.base(prepared.card).model(prepared.card)
+        journal = _Rounds(prepared.card.training.rounds, on_round)
+        if self.engine.kind == "ray":
+            # Imported late: Ray is an extra.
+            from fedprofile.simulations.ray_engine import run_on_ray
+
+            with tempfile.TemporaryDirectory() as folder:
+                return run_on_ray(self._experiment, prepared, model.initial_arrays(), Path(folder), journal)
         return run_in_process(
             prepared.card,
             model,
@@ -144,14 +157,14 @@ class CellRunner:
             prepared.tenants,
             seed=cell.seed,
             noise=cell.noise,
-            tokens_at_once=self._engine.tokens_at_once,
-            block=self._engine.block,
-            journal=_Rounds(prepared.card.training.rounds, on_round),
+            tokens_at_once=self.engine.tokens_at_once,
+            block=self.engine.block,
+            journal=journal,
         )
 
     def _outcome(self, prepared: PreparedCell, result: SimulatedFederation) -> dict[str, Any]:
         """What was measured: exact metrics over evaluation users, which only a simulation has, and the noised ones."""
-        model, cache = self.base.model(prepared.card)
+        model, cache = self.base(prepared.card).model(prepared.card)
         model.set_arrays(result.arrays)
         evaluation = [tenant.records.evaluation for tenant in prepared.tenants]
         scores = [model.predict(records, cache) for records in evaluation]
@@ -221,6 +234,18 @@ def _with_settings(tenant: TenantExamples, cell: Cell) -> TenantExamples:
     return TenantExamples(tenant.name, settings, tenant.examples, tenant.evaluation_user)
 
 
+def fewer(tenant: TenantExamples, limit: int, seed: int) -> TenantExamples:
+    """A tenant with at most so many of its users, with all of their records."""
+    users = list(dict.fromkeys(example.user for example in tenant.examples))
+    order = np.random.Generator(np.random.Philox(derived_seed(seed, "limit", tenant.name))).permutation(len(users))
+    kept = {users[place] for place in order[:limit]}
+    data = tenant.settings.model_dump(mode="json", exclude_none=True)
+    data["population"]["declared_users"] = rounded(len(kept))
+    settings = validate(data, TenantFile, "tenant.toml")
+    examples = [example for example in tenant.examples if example.user in kept]
+    return TenantExamples(tenant.name, settings, examples, tenant.evaluation_user)
+
+
 def exact_metrics(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> dict[str, float | int | None]:
     """Metrics over evaluation users whose labels are known. NOT private.
 
@@ -267,4 +292,4 @@ def machine(engine: EngineSpec) -> dict[str, Any]:
     """On what a cell ran."""
     names: Sequence[str] = ("torch", "transformers", "peft", "opacus", "flwr")
     versions: Mapping[str, str] = {name: version(name) for name in names}
-    return {**versions, **engine.model_dump(), "threads": torch.get_num_threads()}
+    return {**versions, **engine.model_dump(mode="json"), "threads": torch.get_num_threads()}

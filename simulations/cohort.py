@@ -11,6 +11,7 @@ What it does not give is the proof against a hostile adapter that deployment nee
 depend on the chunk that it is in. It is for simulations only, and the floors keep it out of the client.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -29,6 +30,8 @@ from fedprofile.common.modeling.head import summed_loss
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import Prefixes, ProfileModel
 from fedprofile.simulations.stacked_adapters import StackedAdapters
+
+_log = logging.getLogger(__name__)
 
 TOKENS_AT_ONCE = 2048
 """Padded tokens of a chunk. On a CPU larger chunks fall out of its caches."""
@@ -77,7 +80,7 @@ class CohortTrainer:
     Args:
         model: Of the card, on its device.
         cache: The frozen layers' activations; None runs the model whole.
-        tokens_at_once: Padded tokens of a chunk.
+        tokens_at_once: Padded tokens of a chunk; halved by itself where the device's memory runs out.
     """
 
     def __init__(self, model: ProfileModel, cache: Prefixes | None, tokens_at_once: int = TOKENS_AT_ONCE) -> None:
@@ -161,23 +164,43 @@ class CohortTrainer:
             users, inside, counts = np.unique(sample.user[group], return_inverse=True, return_counts=True)
             sums = torch.zeros((len(users), stacked.size), device=self._model.device)
             owners = torch.zeros(len(users), dtype=torch.int64, device=self._model.device)
-            for chunk in _chunks(lengths[group], self._tokens_at_once):
-                rows = torch.from_numpy(sample.job[group[chunk]]).to(self._model.device)
-                places = torch.from_numpy(inside[chunk]).to(self._model.device)
-                gradients = self._gradients(stacked, jobs, sample, group[chunk], rows)
-                sums.index_add_(0, places, gradients)
-                owners[places] = rows
+            for whole in _chunks(lengths[group], self._tokens_at_once):
+                for chunk, gradients in self._passes(stacked, jobs, sample, group, whole):
+                    places = torch.from_numpy(inside[chunk]).to(self._model.device)
+                    sums.index_add_(0, places, gradients)
+                    owners[places] = torch.from_numpy(sample.job[group[chunk]]).to(self._model.device)
             sums /= torch.from_numpy(counts).to(sums)[:, None]
             _add_clipped(total, sums, owners, clip[owners])
         return total
 
-    def _gradients(
+    def _passes(
         self,
         stacked: StackedAdapters,
         jobs: Sequence[TrainingJob],
         sample: _Sample,
+        group: NDArray[np.int64],
         chunk: NDArray[np.int64],
-        rows: torch.Tensor,
+    ) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
+        """A chunk with its records' gradients; in halves, and smaller ones from then on, where memory runs out."""
+        try:
+            gradients = self._gradients(stacked, jobs, sample, group[chunk])
+        except torch.OutOfMemoryError:
+            if len(chunk) == 1:
+                raise
+            self._tokens_at_once = max(1, self._tokens_at_once // 2)
+            _log.warning("the device's memory is full; passes hold %d tokens from here on", self._tokens_at_once)
+        else:
+            yield chunk, gradients
+            return
+        # Outside of the handler, whose traceback holds on to what the pass had allocated.
+        stacked.forget()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        for half in np.array_split(chunk, 2):
+            yield from self._passes(stacked, jobs, sample, group, half)
+
+    def _gradients(
+        self, stacked: StackedAdapters, jobs: Sequence[TrainingJob], sample: _Sample, chunk: NDArray[np.int64]
     ) -> torch.Tensor:
         """Each record's gradient, [n, size]."""
         picked = [(jobs[job].records, place) for job, place in zip(sample.job[chunk], sample.place[chunk], strict=True)]
@@ -190,6 +213,7 @@ class CohortTrainer:
         def summed() -> torch.Tensor:
             return summed_loss(self._model.logits_of(batch, tokens, features, self._cache), labels)
 
+        rows = torch.from_numpy(sample.job[chunk]).to(self._model.device)
         return stacked.gradients(summed, rows)
 
     def _noised(self, jobs: Sequence[TrainingJob], sums: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,9 @@ class DataSpec(Frozen):
     data_dir: Path | None = None
     """The folder that holds the data set as its owner published it."""
     seed: int = 0
-    """Of the built-in population."""
+    """Of the built-in population, and of `limit`'s choice."""
+    limit: int | None = Field(default=None, ge=10)
+    """Users of each of the data's tenants at most, chosen at random; for quick tries."""
 
 
 class PartitionSpec(Frozen):
@@ -55,7 +57,7 @@ class PartitionSpec(Frozen):
     """How many; not for `natural`."""
     alpha: float = Field(default=0.5, gt=0)
     """For `dirichlet`: the concentration; the smaller, the more skewed."""
-    smallest: int = Field(default=20, ge=1)
+    smallest: int = Field(default=20, ge=10)
     """Users below which a tenant does not take part."""
 
 
@@ -64,6 +66,8 @@ class EngineSpec(Frozen):
 
     kind: Literal["in-process", "ray"] = "in-process"
     """This process, or Flower's own simulation engine."""
+    base: Path | None = None
+    """The folder of the card's base model, instead of the embedded package or the hub's cache."""
     device: str = "cpu"
     """A torch device, such as `cuda`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

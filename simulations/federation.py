@@ -5,19 +5,19 @@ policy of its own, which end with the run; the base model and the prefix cache a
 of public constants and of one record each.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from fedprofile.client.app import TenantApp
+from fedprofile.client.app import Replies, TenantApp
 from fedprofile.client.evaluation import PrivateEvaluator
+from fedprofile.client.ledger import Ledger
+from fedprofile.client.ledger_schema import Segment
 from fedprofile.client.policy import Policy
-from fedprofile.client.randomness import Randomness
 from fedprofile.client.sampling import TenantRecords
 from fedprofile.client.segments import plan_segment
 from fedprofile.client.training import TrainingSettings
@@ -91,13 +91,16 @@ def run_in_process(
         The final adapter, the records of all rounds, and what was spent.
     """
     trainer = CohortTrainer(model, cache, tokens_at_once)
+    members = {node: member_of(card, tenant) for node, tenant in enumerate(tenants, start=1)}
     with ExitStack() as stack:
-        opened = {
-            node: stack.enter_context(OpenTenant(card, model, cache, trainer, tenant, seed=seed, noise=noise))
-            for node, tenant in enumerate(tenants, start=1)
-        }
-        cohort = {node: tenant.cohort for node, tenant in opened.items()}
-        members = {node: tenant.member for node, tenant in opened.items()}
+        cohort: dict[int, CohortTenant] = {}
+        segments: dict[str, tuple[MemoryLedger, Segment]] = {}
+        for node, tenant in enumerate(tenants, start=1):
+            ledger = stack.enter_context(MemoryLedger(tenant.name, tenant.settings))
+            cohort[node], segment = open_tenant(
+                card, model, cache, trainer, tenant, ledger, LastReply(), seed=seed, noise=noise
+            )
+            segments[tenant.name] = ledger, segment
         result = run_federation(
             InProcessGrid(cohort, Cohort(model, cache, trainer, cohort, block)),
             card,
@@ -107,12 +110,23 @@ def run_in_process(
             patience=0.0,
             late=0.0,
         )
-        spent = {tenant.member.name: tenant.spent() for tenant in opened.values()} if noise else {}
+        spent = {name: ledger.spent(segment) for name, (ledger, segment) in segments.items()} if noise else {}
     return SimulatedFederation(result.arrays, result.rounds, result.reason, result.records, spent)
 
 
-class OpenTenant:
-    """One tenant with all that it keeps, until it is closed.
+def open_tenant(
+    card: FederationCard,
+    model: ProfileModel,
+    cache: Prefixes | None,
+    trainer: CohortTrainer,
+    tenant: SimulatedTenant,
+    ledger: Ledger,
+    outbox: Replies,
+    *,
+    seed: int,
+    noise: bool,
+) -> tuple[CohortTenant, Segment]:
+    """One tenant, with what it keeps.
 
     Args:
         card: The federation card.
@@ -120,69 +134,46 @@ class OpenTenant:
         cache: Of the model, or None.
         trainer: Of both.
         tenant: Which.
+        ledger: Of its population; new, or with this run's segment.
+        outbox: Its own.
         seed: Of all sampling and noise.
         noise: False draws zeros instead of noise.
+
+    Returns:
+        The tenant, and its ledger's segment of this run.
     """
+    file = tenant.settings
+    plan = plan_segment(card, file)
+    segment = ledger.open_segment(plan)
+    settings = TrainingSettings.of(card, plan, file.population.declared_users)
+    source = SeededRandomness if noise else NoNoise
 
-    def __init__(
-        self,
-        card: FederationCard,
-        model: ProfileModel,
-        cache: Prefixes | None,
-        trainer: CohortTrainer,
-        tenant: SimulatedTenant,
-        *,
-        seed: int,
-        noise: bool,
-    ) -> None:
-        file = tenant.settings
-        plan = plan_segment(card, file)
-        settings = TrainingSettings.of(card, plan, file.population.declared_users)
+    def predict(arrays: Arrays, records: EncodedRecords) -> NDArray[np.floating]:
+        model.set_arrays(arrays)
+        return model.predict(records, cache)
 
-        def predict(arrays: Arrays, records: EncodedRecords) -> NDArray[np.floating]:
-            model.set_arrays(arrays)
-            return model.predict(records, cache)
-
-        evaluator = PrivateEvaluator.of(card, plan, predict=predict)
-        self._ledger = MemoryLedger(tenant.name, file.budget.epsilon, file.life_delta, file.privacy.evaluation_users)
-        self._segment = self._ledger.open_segment(plan)
-        app = TenantApp(
-            card=card,
-            layout=model.layout(),
-            trainer=CohortMember(trainer, settings),
-            evaluator=evaluator,
-            records=lambda: tenant.records,
-            ledger=self._ledger,
-            segment=self._segment,
-            outbox=LastReply(),
-            policy=Policy.of(file.policy),
-            make_randomness=_drawer(SeededRandomness if noise else NoNoise, seed, tenant.name),
-            on_adapter=lambda arrays, number: None,
-        )
-        self.cohort = CohortTenant(app, settings, plan.local_steps, evaluator)
-        self.member = Member(tenant.name, file.population.declared_users, plan.evaluation_noise_multiplier)
-
-    def spent(self) -> PrivacyLoss:
-        """Of this federation's releases, from the ledger."""
-        return self._ledger.spent(self._segment)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self._ledger.close()
+    evaluator = PrivateEvaluator.of(card, plan, predict=predict)
+    app = TenantApp(
+        card=card,
+        layout=model.layout(),
+        trainer=CohortMember(trainer, settings),
+        evaluator=evaluator,
+        records=lambda: tenant.records,
+        ledger=ledger,
+        segment=segment,
+        outbox=outbox,
+        policy=Policy.of(file.policy),
+        # A stream of its own for each reservation, named by its entry.
+        make_randomness=lambda: source(seed, tenant.name, ledger.mark().sequence),
+        on_adapter=lambda arrays, number: None,
+    )
+    return CohortTenant(app, settings, plan.local_steps, evaluator), segment
 
 
-def _drawer(source: type[SeededRandomness], seed: int, tenant: str) -> Callable[[], Randomness]:
-    """A stream of its own for each reservation: named by how many there were before."""
-    count = 0
-
-    def draw() -> Randomness:
-        nonlocal count
-        count += 1
-        return source(seed, tenant, count)
-
-    return draw
+def member_of(card: FederationCard, tenant: SimulatedTenant) -> Member:
+    """What the server knows of a tenant."""
+    noise = plan_segment(card, tenant.settings).evaluation_noise_multiplier
+    return Member(tenant.name, tenant.settings.population.declared_users, noise)
 
 
 def exact_auc(model: ProfileModel, cache: Prefixes | None, arrays: Arrays, records: Sequence[EncodedRecords]) -> float:

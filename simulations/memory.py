@@ -9,6 +9,7 @@ from fedprofile.client.ledger_file import create
 from fedprofile.client.ledger_schema import EVALUATE, TRAIN, Segment, read_entries
 from fedprofile.common.accounting import PrivacyLoss, compose
 from fedprofile.common.messages import Reply
+from fedprofile.common.tenant import TenantFile
 
 
 class MemoryLedger(Ledger):
@@ -16,14 +17,13 @@ class MemoryLedger(Ledger):
 
     Args:
         population: Its name.
-        epsilon: The life's budget.
-        delta: The life's budget.
-        evaluation_users: Fraction of users who are only evaluated.
+        tenant: Whose budget and fraction of evaluation users it holds.
     """
 
-    def __init__(self, population: str, epsilon: float, delta: float, evaluation_users: float) -> None:
+    def __init__(self, population: str, tenant: TenantFile) -> None:
         connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        create(connection, population, epsilon, delta, evaluation_users, os.urandom(32))
+        share = tenant.privacy.evaluation_users
+        create(connection, population, tenant.budget.epsilon, tenant.life_delta, share, os.urandom(32))
         super().__init__(Path(f"memory of {population}"), connection, lock=-1)
 
     def spent(self, segment: Segment) -> PrivacyLoss:

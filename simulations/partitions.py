@@ -4,7 +4,7 @@ What is spread is users, not records: a user's records stay together, so that no
 tenant's guarantee covers all that there is of a person.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -47,26 +47,32 @@ def spread(
     Raises:
         ConfigError: There are too few users for this, no such column, or no tenant is left.
     """
-    if spec.kind == "natural" and spec.column is None:
-        found = [tenant.split_by(split_seed) for tenant in tenants]
-    else:
-        found = _partitioned(tenants, spec, seed, split_seed)
-    large = [tenant for tenant in found if len({example.user for example in tenant.examples}) >= spec.smallest]
-    if not large:
-        raise ConfigError(
-            f"partition.smallest={spec.smallest}: none of {len(found)} tenants has as many users; lower it, or ask for "
-            "fewer tenants."
-        )
-    return large
-
-
-def _partitioned(
-    tenants: Sequence[TenantExamples], spec: PartitionSpec, seed: int, split_seed: int
-) -> list[TenantExamples]:
     by_user: dict[str, list[Example]] = {}
     for tenant in tenants:
         for example in tenant.examples:
             by_user.setdefault(example.user, []).append(example)
+    if spec.kind == "natural" and spec.column is None:
+        large = [tenant.split_by(split_seed) for tenant in tenants if _users(tenant) >= spec.smallest]
+    else:
+        large = [
+            _tenant(tenants[0].settings, number, [by_user[user] for user in part], split_seed)
+            for number, part in enumerate(_partitioned(by_user, spec, seed))
+            if len(part) >= spec.smallest
+        ]
+    if not large:
+        raise ConfigError(
+            f"partition.smallest={spec.smallest}: no tenant has as many of the {len(by_user)} users; lower it, or ask "
+            "for fewer tenants."
+        )
+    return large
+
+
+def _users(tenant: TenantExamples) -> int:
+    return len({example.user for example in tenant.examples})
+
+
+def _partitioned(by_user: Mapping[str, list[Example]], spec: PartitionSpec, seed: int) -> list[list[str]]:
+    """The users of each part."""
     order = np.random.Generator(np.random.Philox(derived_seed(seed, "partition"))).permutation(len(by_user))
     users = list(by_user)
     shuffled = [users[place] for place in order]
@@ -79,13 +85,9 @@ def _partitioned(
     partitioner = _partitioner(spec, seed)
     partitioner.dataset = Dataset.from_dict(columns)
     try:
-        parts = [partitioner.load_partition(number)["user"] for number in range(partitioner.num_partitions)]
+        return [list(partitioner.load_partition(number)["user"]) for number in range(partitioner.num_partitions)]
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"partition.kind='{spec.kind}' over {len(users)} users: {error}") from None
-    return [
-        _tenant(tenants[0].settings, number, [example for user in part for example in by_user[user]], split_seed)
-        for number, part in enumerate(parts)
-    ]
 
 
 def _partitioner(spec: PartitionSpec, seed: int) -> Partitioner:
@@ -93,7 +95,7 @@ def _partitioner(spec: PartitionSpec, seed: int) -> Partitioner:
         return NaturalIdPartitioner(partition_by="column")
     if spec.kind == "dirichlet":
         return DirichletPartitioner(
-            num_partitions=spec.tenants, partition_by="label", alpha=spec.alpha, min_partition_size=1, seed=seed
+            num_partitions=spec.tenants, partition_by="label", alpha=spec.alpha, min_partition_size=10, seed=seed
         )
     kinds = {
         "iid": IidPartitioner,
@@ -105,12 +107,11 @@ def _partitioner(spec: PartitionSpec, seed: int) -> Partitioner:
     return found
 
 
-def _tenant(template: TenantFile, number: int, examples: list[Example], split_seed: int) -> TenantExamples:
+def _tenant(template: TenantFile, number: int, users: Sequence[list[Example]], split_seed: int) -> TenantExamples:
     name = f"tenant-{number:03d}"
     data = template.model_dump(mode="json", exclude_none=True)
-    users = len({example.user for example in examples})
-    data["population"] = {"name": name, "declared_users": max(1, rounded(users))}
+    data["population"] = {"name": name, "declared_users": rounded(len(users))}
     settings = validate(data, TenantFile, "tenant.toml")
     share = settings.privacy.evaluation_users
     chosen = partial(is_evaluation_user, key=split_key(split_seed, name), share=share)
-    return TenantExamples(name, settings, examples, chosen)
+    return TenantExamples(name, settings, [example for own in users for example in own], chosen)

@@ -61,6 +61,7 @@ class SharedBase:
         base: BaseSpec,
         spec: CacheSpec | None = None,
         *,
+        folder: Path | None = None,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> "SharedBase":
@@ -69,13 +70,14 @@ class SharedBase:
         Args:
             base: The card's.
             spec: Where activations are stored.
+            folder: Where the base lies, instead of the embedded package or the hub's cache.
             device: Where the base goes.
             dtype: Of its weights; adapters and heads stay float32.
 
         Raises:
             ConfigError: It is not here, or not the card's.
         """
-        model, tokenizer = load_base(resolve_base(base))
+        model, tokenizer = load_base(resolve_base(base, folder))
         model.to(dtype).to(torch.device(device))  # type: ignore[arg-type]
         return cls(model, tokenizer, spec)
 

@@ -79,6 +79,10 @@ class StackedAdapters:
             raise RuntimeError(f"no gradient reached {sorted(self._shapes.keys() - self._written)}")
         return self._buffer[: len(rows)]
 
+    def forget(self) -> None:
+        """Let go of the gradients' buffer."""
+        self._buffer = self._buffer[:0].clone()
+
     def trains(self, name: str) -> bool:
         """Whether a matrix is trained, by wire name."""
         return name in self._shapes

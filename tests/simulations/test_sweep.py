@@ -1,0 +1,162 @@
+"""Whole experiments by the command line: reproducible, stopped and resumed, in several processes, on Ray."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from tests.simulations.conftest import WriteExperiment
+
+from fedprofile.simulations.cells import CellRunner
+from fedprofile.simulations.experiment import load_experiment
+
+ROOT = Path(__file__).parents[2]
+
+
+def _simulate(*arguments: object, fails: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, ROOT / "simulate.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == fails, done.stdout + done.stderr
+    return done
+
+
+def _cells(out: Path) -> dict[str, dict[str, Any]]:
+    """Finished cells without what differs between two runs of the same."""
+    found = {}
+    for path in sorted((out / "cells").glob("*.json")):
+        cell = json.loads(path.read_text())
+        del cell["timing"], cell["machine"]
+        found[cell["cell"]] = cell
+    return found
+
+
+SWEEP = {"epsilon": [float("inf"), 8.0], "seed": [0, 1]}
+
+
+def test_a_sweep_is_reproducible_also_after_a_stop_and_in_several_processes(
+    write_experiment: WriteExperiment, tmp_path: Path
+) -> None:
+    path = write_experiment(sweep=SWEEP)
+    done = _simulate(path, "--out", tmp_path / "whole", "--json")
+    whole = _cells(tmp_path / "whole")
+    assert len(whole) == 4 and len({cell["adapter_sha256"] for cell in whole.values()}) == 4
+    assert [cell["cell"] for cell in json.loads(done.stdout)] == [
+        *("epsilon-inf_seed-0", "epsilon-inf_seed-1", "epsilon-8.0_seed-0", "epsilon-8.0_seed-1")
+    ]
+    for cell in whole.values():
+        assert cell["rounds"] == 2 and cell["reason"] == "rounds" and not cell["refused"] and not cell["dropped"]
+        for tenant in cell["tenants"]:
+            spent = tenant["spent"]
+            assert (spent is None) == (not cell["noise"])
+            assert spent is None or (0 < spent["epsilon"] <= 8.0 and spent["unit"] == "user" and spent["delta"] > 0)
+    assert not (tmp_path / "whole" / "cache").exists(), "it holds personal data"
+
+    stopped = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "simulate.py", path, "--out", stopped],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    while not list((stopped / "cells").glob("*.json")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate()[0]
+    assert process.returncode == 130
+    assert "Go on with the same command and --resume" in output and "Traceback" not in output
+    first = {name: (stopped / "cells" / f"{name}.json").stat().st_mtime_ns for name in _cells(stopped)}
+    assert 1 <= len(first) < 4
+    _simulate(path, "--out", stopped, "--resume")
+    assert _cells(stopped) == whole
+    assert all((stopped / "cells" / f"{name}.json").stat().st_mtime_ns == at for name, at in first.items())
+
+    _simulate(path, "--out", tmp_path / "jobs", "--jobs", 2)
+    assert _cells(tmp_path / "jobs") == whole
+
+    table = pd.read_parquet(tmp_path / "stopped" / "cells.parquet")
+    assert list(table["cell"]) == list(dict.fromkeys(cell["cell"] for cell in json.loads(done.stdout)))
+    assert list(table["adapter_sha256"]) == [whole[name]["adapter_sha256"] for name in table["cell"]]
+    assert list(table["epsilon"]) == ["inf", "inf", "8.0", "8.0"]
+
+
+def _run(path: Path, *overrides: str) -> dict[str, Any]:
+    experiment = load_experiment(path, overrides)
+    [cell] = experiment.cells()
+    return CellRunner(experiment).run(cell, lambda done, rounds: None)
+
+
+def test_what_the_engine_runs_on_changes_no_number(write_experiment: WriteExperiment) -> None:
+    """Caches of any kind give the same bits; another block or pass adds in another order."""
+    path = write_experiment()
+    stored = [_run(path, f"engine.{engine}") for engine in ("cache=full", "cache=lazy", "cache_mib=1")]
+    assert len({cell["adapter_sha256"] for cell in stored}) == 1
+    # Without a cache activations are not rounded to 16 bits.
+    others = [_run(path, f"engine.{engine}") for engine in ("cache=none", "block=1", "tokens_at_once=200")]
+    expected = _numbers(stored[0]["exact_metrics"])
+    assert all(_numbers(cell["exact_metrics"]) == pytest.approx(expected, rel=1e-3) for cell in others)
+    sizes = [cell["timing"]["cache_mib"] for cell in stored]
+    assert 0 < sizes[2] <= 1 and others[0]["timing"]["cache_mib"] == 0
+
+
+def test_ray_gives_the_numbers_of_the_process(write_experiment: WriteExperiment, tmp_path: Path) -> None:
+    path = write_experiment(engine={"cache": "none"})
+    _simulate(path, "--out", tmp_path / "here")
+    _simulate(path, "--out", tmp_path / "ray", "--engine", "ray")
+    [here], [ray] = _cells(tmp_path / "here").values(), _cells(tmp_path / "ray").values()
+    assert [tenant["name"] for tenant in ray["tenants"]] == [tenant["name"] for tenant in here["tenants"]]
+    for one, other in zip(here["tenants"], ray["tenants"], strict=True):
+        assert one["spent"] == other["spent"] and one["training_users"] == other["training_users"]
+        assert _numbers(other["exact_metrics"]) == pytest.approx(_numbers(one["exact_metrics"]), rel=1e-4)
+    assert _numbers(ray["exact_metrics"]) == pytest.approx(_numbers(here["exact_metrics"]), rel=1e-4)
+    assert ray["noised_metrics"].keys() == here["noised_metrics"].keys()
+
+
+def _numbers(metrics: dict[str, Any]) -> list[float]:
+    assert all(value is not None for value in metrics.values())
+    return list(np.array(list(metrics.values()), dtype=float))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--set", "sweep.rounds=[1]"], "cannot be varied"),
+        (["--set", "card.training.round=1"], "did you mean 'rounds'"),
+        (["--set", "engine.device=abacus"], "engine.device='abacus' is not here"),
+        (["--set", "data.dataset=nothing", "--data-dir", "/"], "choose from"),
+        (["--jobs", "2", "--set", "engine.cache=lazy"], "cannot fill one cache"),
+        (["--resume"], "--resume needs --out"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_runs(
+    options: list[str], said: str, write_experiment: WriteExperiment, tmp_path: Path
+) -> None:
+    out = [] if options == ["--resume"] else ["--out", tmp_path / "out"]
+    done = _simulate(write_experiment(), *out, *options, fails=2)
+    assert said in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("out/cells/*"))
+
+
+def test_a_folder_of_another_experiment_is_left_alone(write_experiment: WriteExperiment, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "cells").mkdir(parents=True)
+    (out / "mine.txt").write_text("kept")
+    path = write_experiment()
+    assert "is not empty" in _simulate(path, "--out", out, fails=2).stderr
+    assert "holds no experiment to resume" in _simulate(path, "--out", out, "--resume", fails=2).stderr
+    assert (out / "mine.txt").read_text() == "kept"
+    (out / "experiment.json").write_text('{"name": "other"}')
+    assert "holds another experiment" in _simulate(path, "--out", out, "--resume", fails=2).stderr
