@@ -120,7 +120,9 @@ def _open_tenant(
     evaluator = PrivateEvaluator.of(card, plan, predict=predict)
     settings = TrainingSettings.of(card, plan, file.population.declared_users)
     ledger = stack.enter_context(
-        memory_ledger(tenant.name, file.budget.epsilon, file.life_delta, file.privacy.evaluation_users)
+        memory_ledger(
+            tenant.name, file.columns.user, file.budget.epsilon, file.life_delta, file.privacy.evaluation_users
+        )
     )
     app = TenantApp(
         card=card,

@@ -203,7 +203,7 @@ def test_a_lost_ledger_is_never_made_anew(machine: Machine, known_by: str, empti
         machine.agree(place)
     if known_by == "segment.json":
         with pytest.raises(ConfigError, match="is not there; restore its newest copy"):
-            read_agreement(place).open_ledger(place)
+            read_agreement(place).open_ledger(place, machine.registry)
     if emptied:
         with pytest.raises(ConfigError, match="is not a ledger"):
             summary(machine.root / ledger)
@@ -241,7 +241,7 @@ def test_join_compares_with_the_directorys_marks(machine: Machine) -> None:
     machine.agree(place)
     ledger = machine.root / "a" / "shop.sqlite"
     shutil.copy(ledger, machine.root / "backup")
-    with read_agreement(place).open_ledger(place) as opened:
+    with read_agreement(place).open_ledger(place, machine.registry) as opened:
         opened.reserve(opened.segments()[0], Kind.TRAIN, 1, "b" * 64)
     shutil.copy(machine.root / "backup", ledger)
     with pytest.raises(LedgerBehindError, match="write-off"):

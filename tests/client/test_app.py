@@ -120,7 +120,9 @@ def _records(users: list[str]) -> EncodedRecords:
 def world(tmp_path: Path, card_data: Callable[..., dict[str, Any]]) -> Iterator[World]:
     card = FederationCard.model_validate(card_data(training={"rounds": 5, "local_steps": 10}))
     plan = SegmentPlan(card.hash, 3.0, 1e-6, 0.1, 2.0, 1.0, 4, 10, 30, 5.0, 2)
-    ledger = Ledger.open(tmp_path / "pop.sqlite", population="p", epsilon=3.0, delta=1e-6, evaluation_users=0.2)
+    ledger = Ledger.open(
+        tmp_path / "pop.sqlite", population="p", user_column="user", epsilon=3.0, delta=1e-6, evaluation_users=0.2
+    )
     trainer, outbox = Linear(ledger=ledger), Outbox(tmp_path / "outbox")
     users = [f"user-{number}" for number in range(20)]
     delivered: list[tuple[int, str]] = []

@@ -68,7 +68,7 @@ class Tenant:
         return on_a_terminal([CLIENT, *arguments, "--dir", self.place.root], answer, self.environment)
 
     def reserve(self, count: int) -> None:
-        with read_agreement(self.place).open_ledger(self.place) as ledger:
+        with read_agreement(self.place).open_ledger(self.place, Registry.of_user()) as ledger:
             [segment] = ledger.segments()
             for number in range(count):
                 ledger.reserve(segment, Kind.TRAIN, number + 1, "b" * 64)
@@ -136,7 +136,7 @@ def test_a_write_off_charges_a_run_that_was_lost_as_a_whole(tenant: Tenant) -> N
     """The backup is from before the join."""
     plan = tenant.place.read_segment().plan
     tenant.reserve(1)
-    with read_agreement(tenant.place).open_ledger(tenant.place) as ledger:
+    with read_agreement(tenant.place).open_ledger(tenant.place, Registry.of_user()) as ledger:
         ledger._connection.executescript("DELETE FROM entries; DELETE FROM segments;")
     written = tenant.run("budget", "--write-off", "--yes")
     assert written.returncode == 0, written.stderr
@@ -146,7 +146,7 @@ def test_a_write_off_charges_a_run_that_was_lost_as_a_whole(tenant: Tenant) -> N
 
 
 def test_a_ledger_in_use_is_one_plain_sentence(tenant: Tenant) -> None:
-    with read_agreement(tenant.place).open_ledger(tenant.place):
+    with read_agreement(tenant.place).open_ledger(tenant.place, Registry.of_user()):
         refused = tenant.run("budget", "--write-off", "--yes")
     assert refused.returncode == 2
     assert "another process is writing to this ledger; stop it first" in refused.stderr
@@ -171,7 +171,7 @@ def test_the_ledger_is_verified_and_exported(tenant: Tenant, tmp_path: Path) -> 
     assert file.stat().st_mode & 0o777 == 0o600
     assert tenant.run("budget", "--export", str(file / "below")).returncode == 2
 
-    with read_agreement(tenant.place).open_ledger(tenant.place) as ledger:
+    with read_agreement(tenant.place).open_ledger(tenant.place, Registry.of_user()) as ledger:
         ledger._connection.execute("UPDATE entries SET steps = 1 WHERE sequence = 1")
     found = tenant.run("budget", "--verify")
     assert found.returncode == 3

@@ -24,6 +24,7 @@ from fedprofile.client.cli import app
 from fedprofile.client.directory import TenantDirectory, write_model
 from fedprofile.client.enrolment import make_key, read_key
 from fedprofile.client.records import ExampleSource
+from fedprofile.client.registry import Registry
 from fedprofile.client.tenant_template import tenant_template
 from fedprofile.common.adapters import arrays_hash
 from fedprofile.common.card import FederationCard
@@ -464,7 +465,7 @@ def test_a_whole_run(home: Home, superlink: "SuperLink") -> None:
         for name, a in first.arrays.items()
     ]
     shown = home.run("budget", "--dir", str(home.root), "--show", "2")[1]
-    assert "Sent, with exactly these fields" in shown and all(name in shown for name in first.arrays)
+    assert "Released for sending, with exactly these fields" in shown and all(name in shown for name in first.arrays)
     [stored] = [path for path in home.place.outbox.iterdir() if b'"evaluate"' in path.read_bytes()]
     stored.unlink()
     assert "not in this directory's outbox" in home.run("budget", "--dir", str(home.root), "--show", "1")[1]
@@ -504,7 +505,8 @@ def test_the_end_of_the_run_is_known_once_it_was_told(home: Home) -> None:
     agreement = read_agreement(home.place)
 
     def opened() -> "Site":
-        return open_site(home.place, agreement, ExampleSource(agreement.tenant, home.card, home.root), print)
+        examples = ExampleSource(agreement.tenant, home.card, home.root)
+        return open_site(home.place, agreement, examples, print, Registry.of_user())
 
     def asked(kind: Kind, arrays: Arrays) -> Message:
         # Flower lets only a process with a task's identity make a message.

@@ -15,11 +15,11 @@ import pytest
 
 from fedprofile.client.budget_text import budget_text
 from fedprofile.client.ledger import Ledger
-from fedprofile.client.ledger_schema import chained
+from fedprofile.client.ledger_chain import chained
 from fedprofile.client.ledger_summary import summary
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import MechanismEvent, compose
-from fedprofile.common.errors import BudgetRefusal, ConfigError, RefusalCode
+from fedprofile.common.errors import BudgetRefusal, ConfigError, RefusalCode, ReleaseError
 from fedprofile.common.messages import GENESIS, Kind, LedgerMark
 
 PLAN = SegmentPlan(
@@ -39,7 +39,13 @@ QUESTION = "b" * 64
 
 
 def _open(path: Path, **changes: object) -> Ledger:
-    settings: dict[str, object] = {"population": "shop", "epsilon": 8.0, "delta": 1e-5, "evaluation_users": 0.2}
+    settings: dict[str, object] = {
+        "population": "shop",
+        "user_column": "user",
+        "epsilon": 8.0,
+        "delta": 1e-5,
+        "evaluation_users": 0.2,
+    }
     return Ledger.open(path, **{**settings, **changes})  # type: ignore[arg-type]
 
 
@@ -52,7 +58,9 @@ def test_what_is_reserved_is_there_after_kill_9(tmp_path: Path) -> None:
         from fedprofile.client.ledger import Ledger
         from fedprofile.client.segments import SegmentPlan
         from fedprofile.common.messages import Kind
-        ledger = Ledger.open(Path({str(path)!r}), population="shop", epsilon=8.0, delta=1e-5, evaluation_users=0.2)
+        ledger = Ledger.open(
+            Path({str(path)!r}), population="shop", user_column="user", epsilon=8.0, delta=1e-5, evaluation_users=0.2
+        )
         segment = ledger.open_segment({PLAN!r})
         for number in (1, 2):
             entry = ledger.reserve(segment, Kind.TRAIN, number, {QUESTION!r})
@@ -90,7 +98,10 @@ def test_a_second_writer_is_refused_and_a_reader_is_not(tmp_path: Path) -> None:
             from fedprofile.client.ledger import Ledger
             from fedprofile.common.errors import ConfigError
             try:
-                Ledger.open(Path({str(path)!r}), population="shop", epsilon=8.0, delta=1e-5, evaluation_users=0.2)
+                Ledger.open(
+                    Path({str(path)!r}), population="shop", user_column="user", epsilon=8.0, delta=1e-5,
+                    evaluation_users=0.2,
+                )
             except ConfigError as error:
                 sys.exit(error.exit_code)
         """
@@ -251,7 +262,9 @@ def test_a_head_cannot_be_searched_from_what_a_server_knows_or_guesses(tmp_path:
             fields.append(asdict(ledger.reserve(ledger.open_segment(PLAN), Kind.TRAIN, 1, QUESTION)))
     first, second = ({name: value for name, value in entry.items() if name != "head"} for entry in fields)
     assert chained(GENESIS, **first) == fields[0]["head"]
-    second["time"] = first["time"]
+    # Even with the key of the split, which the other chains start from.
+    same = ("time", "budget_head", "segment_head", "released_head")
+    second |= {name: first[name] for name in same}
     public = {name: value for name, value in first.items() if name != "salt"}
     assert public == {name: value for name, value in second.items() if name != "salt"}
     # Everything is guessed right, and the salts are left out, taken from elsewhere, or empty.
@@ -361,7 +374,8 @@ def test_the_summary_composes_the_releases(tmp_path: Path) -> None:
         ledger.reserve(first, Kind.TRAIN, 1, QUESTION)
         entry = ledger.reserve(first, Kind.TRAIN, 2, QUESTION)
         ledger.mark_released(LedgerMark(entry.sequence, entry.head), "e" * 64)
-        ledger.mark_released(LedgerMark(entry.sequence, entry.head), "f" * 64)
+        with pytest.raises(ReleaseError, match=r"stored reply of entry 2 is not what x.sqlite notes"):
+            ledger.mark_released(LedgerMark(entry.sequence, entry.head), "f" * 64)
         ledger.reserve(first, Kind.EVALUATE, 0, QUESTION)
         ledger.reserve(second, Kind.EVALUATE, 0, QUESTION)
         ledger.count_refusal(RefusalCode.POLICY)
@@ -441,7 +455,8 @@ def test_a_full_disk_is_not_told_as_a_damaged_ledger(tmp_path: Path) -> None:
     program = (
         "import resource, signal, sys; from pathlib import Path; from fedprofile.client.ledger import Ledger\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        "ledger = Ledger.open(Path(sys.argv[1]), population='other', epsilon=3.0, delta=1e-6, evaluation_users=0.2)\n"
+        "ledger = Ledger.open(Path(sys.argv[1]), population='other', user_column='user', epsilon=3.0, delta=1e-6,\n"
+        "                     evaluation_users=0.2)\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "y.sqlite")], capture_output=True, text=True, check=False

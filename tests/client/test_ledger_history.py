@@ -38,7 +38,9 @@ QUESTION = "b" * 64
 
 
 def _open(path: Path, marks: Path | None = None) -> Ledger:
-    return Ledger.open(path, population="shop", epsilon=8.0, delta=1e-5, evaluation_users=0.2, marks=marks)
+    return Ledger.open(
+        path, population="shop", user_column="user", epsilon=8.0, delta=1e-5, evaluation_users=0.2, marks=marks
+    )
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -248,7 +250,7 @@ def test_a_mark_is_on_the_disk_before_anything_can_be_drawn(tmp_path: Path) -> N
         from fedprofile.client.segments import SegmentPlan
         from fedprofile.common.messages import Kind
         ledger = Ledger.open(
-            Path({str(path)!r}), population="shop", epsilon=8.0, delta=1e-5, evaluation_users=0.2,
+            Path({str(path)!r}), population="shop", user_column="user", epsilon=8.0, delta=1e-5, evaluation_users=0.2,
             marks=Path({str(marks)!r}),
         )
         segment = ledger.open_segment({PLAN!r})
@@ -281,6 +283,7 @@ def test_no_reservation_without_its_mark(tmp_path: Path) -> None:
     path, marks = tmp_path / "x.sqlite", tmp_path / "marks"
     with _open(path, marks) as ledger:
         segment = ledger.open_segment(PLAN)
+        shutil.rmtree(marks)
         marks.touch()
         with pytest.raises(OSError):
             ledger.reserve(segment, Kind.TRAIN, 1, QUESTION)
@@ -325,7 +328,13 @@ def test_populations_of_one_directory_have_marks_of_their_own(tmp_path: Path) ->
     with _open(tmp_path / "shop.sqlite", marks) as ledger:
         _train(ledger, 2)
     with Ledger.open(
-        tmp_path / "clinic.sqlite", population="clinic", epsilon=8.0, delta=1e-5, evaluation_users=0.2, marks=marks
+        tmp_path / "clinic.sqlite",
+        population="clinic",
+        user_column="user",
+        epsilon=8.0,
+        delta=1e-5,
+        evaluation_users=0.2,
+        marks=marks,
     ) as ledger:
         _train(ledger, 1)
     _open(tmp_path / "shop.sqlite", marks).close()

@@ -79,7 +79,8 @@ def place(
 
 def _open(place: TenantDirectory) -> Site:
     agreement = read_agreement(place)
-    return open_site(place, agreement, ExampleSource(agreement.tenant, agreement.card, place.root), lambda line: None)
+    examples = ExampleSource(agreement.tenant, agreement.card, place.root)
+    return open_site(place, agreement, examples, lambda line: None, registry=None)
 
 
 def _asked(site: Site, number: int, kind: Kind = Kind.TRAIN) -> Message:
