@@ -176,6 +176,8 @@ def test_budget_fraction_and_name_are_fixed_for_life(tmp_path: Path) -> None:
     for change in ({"epsilon": 9.0}, {"delta": 2e-5}, {"evaluation_users": 0.3}, {"population": "other"}):
         with pytest.raises(ConfigError):
             _open(path, **change)
+    with pytest.raises(ConfigError, match=r"columns.user='session' differs from 'user', by which .* write user = "):
+        _open(path, user_column="session")
     _open(path).close()
 
 
@@ -187,6 +189,9 @@ def test_a_raised_budget_is_for_new_segments_and_the_old_one_stays_on_record(tmp
         for epsilon, delta in ((3.0, 1e-5), (2.0, 2e-5), (4.0, 9e-6)):
             with pytest.raises(ConfigError, match="is no raise"):
                 ledger.raise_budget(epsilon, delta, "asked for")
+        for reason in ("", " ", "asked for\nReleases: 0", "asked\r", "\x1b[2K", "asked\u2028for", "\u202e"):
+            with pytest.raises(ConfigError, match="reason"):
+                ledger.raise_budget(5.0, 1e-5, reason)
         assert ledger.raise_budget(5.0, 1e-5, "asked for").after_sequence == 1
         # The open run keeps its share, and a new one takes what was added and no more.
         assert ledger.open_segment(PLAN) == first
@@ -344,6 +349,12 @@ def test_an_auditors_export_lets_the_chain_be_recomputed_and_holds_no_secret(tmp
     assert export["chain_holds"] is True
     told = found.as_dict()
     assert {name for name in told if export[name] != told[name]} == {"releases"}
+    for rows in (export["chains"][name] for name in ("budgets", "segments", "released")):
+        head = export["chains"]["start"]
+        for row in rows:
+            head = chained(head, **{name: value for name, value in row.items() if name != "head"})
+            assert head == row["head"]
+    assert export["releases"][1]["budget_head"] == export["chains"]["budgets"][-1]["head"]
     head = GENESIS
     for row in export["releases"]:
         values = {name: value for name, value in row.items() if name not in ("head", "payload")}
