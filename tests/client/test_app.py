@@ -302,7 +302,7 @@ def test_a_damaged_reply_that_was_released_is_drawn_anew_only_when_a_person_dele
 
 
 def test_a_damaged_reply_that_was_never_released_is_as_a_training_that_was_cut_off(world: World) -> None:
-    def cut(*arguments: Any) -> None:
+    def cut(released: LedgerMark, payload: str) -> None:
         raise OSError(28, "No space left on device")
 
     noted, world.ledger.mark_released = world.ledger.mark_released, cut  # type: ignore[method-assign]

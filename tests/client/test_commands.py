@@ -265,6 +265,7 @@ def test_an_unchanged_card_is_said_to_be(home: Home) -> None:
         ("sample_rate = 0.5", "sample_rate = 0.6", "privacy.sample_rate"),
         ("declared_users = 50", "declared_users = 60", "population.declared_users"),
         ("epsilon = 4.0", "epsilon = 5.0", "run.epsilon"),
+        ('user = "visitor"', 'user = "device"', "columns.user is device, and visitor was frozen at join"),
         ("populations/shop", "populations/other", "population.ledger"),
         ("../populations/shop", "populations/shop", "population.ledger"),
         ("[policy]", "[polic]", "did you mean 'policy'?"),
