@@ -279,7 +279,7 @@ class TenantApp:
             return found
         if self._outbox.holds(key):
             question = arrays_hash(request.arrays)
-            if self._ledger.was_released(self._segment, request.kind, request.round, question):
+            if self._ledger.was_released(request.card_hash, request.kind, request.round, question):
                 raise ReleaseError(
                     f"the outbox's {key}.safetensors, a reply that was released before, is damaged or another one; "
                     "restore it. Where it is lost, delete it: the question is then answered, and paid for, anew."
@@ -296,7 +296,7 @@ class TenantApp:
         if {name: (value.shape, str(value.dtype)) for name, value in reply.arrays.items()} != layout:
             return False
         question = arrays_hash(request.arrays)
-        return self._ledger.answers(reply.ledger, self._segment, request.kind, request.round, question)
+        return self._ledger.answers(reply.ledger, request.card_hash, request.kind, request.round, question)
 
     def _released(self, reply: Reply) -> Reply:
         self._ledger.mark_released(reply.ledger, arrays_hash(reply.arrays))

@@ -51,6 +51,7 @@ from fedprofile.common.messages import Kind, LedgerMark
 
 _DISK_ERRORS = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
 _NAMES = {Kind.TRAIN: TRAIN, Kind.EVALUATE: EVALUATE}
+_QUESTIONS = "SELECT card_hash, kind, round, question FROM entries JOIN segments ON segments.number = entries.segment"
 _TOLERANCE = 1 + 1e-9
 """For adding shares such as 0.1 in floating point."""
 
@@ -267,38 +268,35 @@ class Ledger(LedgerHistory):
             self._keep_mark(entry)
             return entry
 
-    def was_released(self, segment: Segment, kind: Kind, round_number: int, question: str) -> bool:
-        """Whether a reply to a question was finished and released for sending before.
+    def was_released(self, card_hash: str, kind: Kind, round_number: int, question: str) -> bool:
+        """Whether a reply to a question was finished and released for sending before, in whichever segment of the card.
 
         Args:
-            segment: Of the run.
+            card_hash: Of the request.
             kind: As for `reserve`.
             round_number: Of the request.
             question: SHA-256 of the received arrays.
         """
-        query = (
-            "SELECT 1 FROM entries JOIN released USING (sequence) "
-            "WHERE segment = ? AND kind = ? AND round = ? AND question = ?"
-        )
-        asked = (segment.number, _NAMES[kind], round_number, question)
+        query = f"{_QUESTIONS} JOIN released USING (sequence) WHERE (card_hash, kind, round, question) = (?, ?, ?, ?)"
+        asked = (card_hash, _NAMES[kind], round_number, question)
         with self._serial:
             return self._connection.execute(query, asked).fetchone() is not None
 
-    def answers(self, mark: LedgerMark, segment: Segment, kind: Kind, round_number: int, question: str) -> bool:
+    def answers(self, mark: LedgerMark, card_hash: str, kind: Kind, round_number: int, question: str) -> bool:
         """Whether the entry that a mark names was made for a question. Also True where the file has no such entry:
         `mark_released` decides about that.
 
         Args:
             mark: Of a stored reply.
-            segment: Of the run.
+            card_hash: Of the request.
             kind: As for `reserve`.
             round_number: Of the request.
             question: SHA-256 of the received arrays.
         """
-        query = "SELECT segment, kind, round, question FROM entries WHERE sequence = ? AND head = ?"
+        query = f"{_QUESTIONS} WHERE sequence = ? AND entries.head = ?"
         with self._serial:
             found = self._connection.execute(query, (mark.sequence, mark.head)).fetchone()
-        return found is None or found == (segment.number, _NAMES[kind], round_number, question)
+        return found is None or found == (card_hash, _NAMES[kind], round_number, question)
 
     def check_cap(self, segment: Segment, kind: Kind, round_number: int) -> None:
         """Refuse what `reserve` would refuse, without reserving: before the data is looked at, so that a refusal by

@@ -274,6 +274,19 @@ def test_a_stored_reply_that_is_not_what_was_released_is_never_sent(
     world.app.handle(world.request(number=3))
 
 
+def test_a_run_that_was_joined_anew_with_other_settings_gives_the_same_bytes(world: World) -> None:
+    """Another segment of the same card: the question is the same, and other noise over it would cost again."""
+    first = world.app.handle(world.request())
+    plan = replace(world.app._segment.plan, epsilon=1.0, delta=1e-7)
+    world.ledger.raise_budget(9.0, 1e-5, "for the test")
+    world.app._segment = world.ledger.open_segment(plan)
+    again = world.app.handle(world.request())
+    assert again.arrays["w"].tobytes() == first.arrays["w"].tobytes() and len(world.read().releases) == 1
+    _stored(world, world.request()).write_bytes(b"damaged")
+    with pytest.raises(ReleaseError):
+        world.app.handle(world.request())
+
+
 def test_a_stored_table_must_be_one(world: World) -> None:
     world.app.handle(world.request(Kind.EVALUATE, 0))
     _forge(world, world.request(Kind.EVALUATE, 0), arrays={TABLE: np.zeros(9)})
