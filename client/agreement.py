@@ -8,8 +8,9 @@ from pathlib import Path
 
 from fedprofile.client.directory import SegmentFile, TenantDirectory, default_ledger, write_model, write_private
 from fedprofile.client.enrolment import write_enrolment
-from fedprofile.client.high_water import HighWater
+from fedprofile.client.high_water import high_waters
 from fedprofile.client.ledger import Ledger, missing_ledger
+from fedprofile.client.ledger_file import other_user_column
 from fedprofile.client.ledger_schema import Segment
 from fedprofile.client.registry import Claim, Registry
 from fedprofile.client.segments import SegmentPlan
@@ -41,18 +42,28 @@ class Agreement:
         """This federation's share."""
         return PrivacyLoss(self.segment.plan.epsilon, self.segment.plan.delta)
 
-    def open_ledger(self, directory: TenantDirectory) -> Ledger:
+    def open_ledger(self, directory: TenantDirectory, registry: Registry | None) -> Ledger:
         """Open the population's ledger for writing.
+
+        Args:
+            directory: The tenant's.
+            registry: See `claim_population`.
 
         Raises:
             ConfigError: It is missing or cannot be opened; a missing one is never made anew here.
-            LedgerBehindError: It is older than the directory's marks.
+            LedgerBehindError: It is older than the directory's or the account's marks.
         """
-        return open_frozen_ledger(directory, self.segment, self.tenant, marks=directory.marks)
+        account = None if registry is None else registry.marks
+        return open_frozen_ledger(directory, self.segment, self.tenant, marks=directory.marks, account_marks=account)
 
 
 def open_frozen_ledger(
-    directory: TenantDirectory, segment: SegmentFile, tenant: TenantFile, marks: Path | None
+    directory: TenantDirectory,
+    segment: SegmentFile,
+    tenant: TenantFile,
+    *,
+    marks: Path | None,
+    account_marks: Path | None,
 ) -> Ledger:
     """Open the ledger that was frozen at join.
 
@@ -61,6 +72,7 @@ def open_frozen_ledger(
         segment: What join froze.
         tenant: Says the life's budget, which the ledger must hold.
         marks: See `Ledger.open`.
+        account_marks: See `Ledger.open`.
 
     Returns:
         The ledger.
@@ -72,31 +84,35 @@ def open_frozen_ledger(
     return Ledger.open(
         directory.ledger_path(segment.ledger),
         population=segment.population,
+        user_column=segment.user_column,
         epsilon=tenant.budget.epsilon,
         delta=tenant.life_delta,
         evaluation_users=segment.evaluation_users,
         marks=marks,
+        account_marks=account_marks,
         new=False,
     )
 
 
-def open_behind(directory: TenantDirectory, segment: SegmentFile) -> Ledger:
+def open_behind(directory: TenantDirectory, segment: SegmentFile, registry: Registry | None) -> Ledger:
     """Open the ledger of a directory to write lost entries off, although it is known to be behind.
 
     Args:
         directory: The tenant's.
         segment: What join froze.
+        registry: See `claim_population`.
 
     Returns:
-        The ledger; what it calls missing is what the server, the outbox or the directory's marks have shown to be.
+        The ledger; what it calls missing is what the server, the outbox or the marks have shown to be.
 
     Raises:
         ConfigError: It is missing, cannot be opened, or another process writes to it.
     """
-    ledger = open_frozen_ledger(directory, segment, directory.read_tenant_file(), marks=None)
+    tenant, account = directory.read_tenant_file(), None if registry is None else registry.marks
+    ledger = open_frozen_ledger(directory, segment, tenant, marks=None, account_marks=None)
     try:
         with suppress(LedgerBehindError):
-            ledger.keep_marks(HighWater(directory.marks, segment.population))
+            ledger.keep_marks(*high_waters(segment.population, directory.marks, account))
     except BaseException:
         ledger.close()
         raise
@@ -144,13 +160,14 @@ def claim_population(directory: TenantDirectory, tenant: TenantFile, registry: R
         The claim, and whether a ledger was made for the population before, so that it must be there.
 
     Raises:
-        ConfigError: The ledger lies inside the directory, is at another place than before, is gone, or would be a
-            second one for the same users.
+        ConfigError: The ledger lies inside the directory, is at another place than before, is gone, would be a second
+            one for the same users, or would count by another column than before.
     """
     population = tenant.population
     path = directory.ledger_path(population.ledger or default_ledger(population.name))
     claim = Claim.of(tenant, directory.root, path)
-    known = HighWater(directory.marks, population.name).exists()
+    account = None if registry is None else registry.marks
+    known = any(marks.exists() for marks in high_waters(population.name, directory.marks, account))
     if directory.segment.exists():
         old = directory.read_segment()
         if old.population == population.name:
@@ -160,6 +177,8 @@ def claim_population(directory: TenantDirectory, tenant: TenantFile, registry: R
                     f"tenant.toml: population '{population.name}' has its ledger at {old.ledger}, frozen at join; "
                     "it cannot be at another place."
                 )
+            if old.user_column != tenant.columns.user:
+                raise other_user_column("tenant.toml", population.name, tenant.columns.user, old.user_column)
     if registry is not None and registry.knows(claim):
         known = True
     if known and not path.exists():
@@ -205,11 +224,13 @@ def agree(
         with Ledger.open(
             claim.ledger,
             population=population.name,
+            user_column=tenant.columns.user,
             epsilon=tenant.budget.epsilon,
             delta=tenant.life_delta,
             evaluation_users=tenant.privacy.evaluation_users,
             split_key=split_key,
             marks=directory.marks,
+            account_marks=None if registry is None else registry.marks,
             new=not known,
         ) as ledger:
             if registry is not None:
@@ -219,6 +240,7 @@ def agree(
             registry.add(claim, plan)
     frozen = SegmentFile(
         population=population.name,
+        user_column=tenant.columns.user,
         ledger=population.ledger or default_ledger(population.name),
         declared_users=population.declared_users,
         evaluation_users=tenant.privacy.evaluation_users,
@@ -281,6 +303,7 @@ def _frozen_values(segment: SegmentFile, tenant: TenantFile) -> list[tuple[str, 
     plan, privacy, population = segment.plan, tenant.privacy, tenant.population
     return [
         ("population.name", segment.population, population.name),
+        ("columns.user", segment.user_column, tenant.columns.user),
         ("population.ledger", segment.ledger, population.ledger or default_ledger(population.name)),
         ("population.declared_users", segment.declared_users, population.declared_users),
         ("run.epsilon", plan.epsilon, tenant.run.epsilon),

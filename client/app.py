@@ -3,8 +3,14 @@
 The order is the guarantee: card and policy, the received arrays, the ledger's mark, the outbox (a question that was
 answered before costs nothing), the segment's cap (so that no refusal by budget depends on data), then the source and
 the self-test (they may fail, and nothing is spent yet), then the reservation, and only then randomness. What is drawn
-is put into the outbox before it is sent. Whatever fails because of data, code or hardware is one constant code to the
-server; the tenant's own log names the exception's type.
+is put into the outbox before it is sent, and its hash is noted in the ledger. Whatever fails because of data, code or
+hardware is one constant code to the server; the tenant's own log names the exception's type.
+
+What comes out of the outbox must fit the question, its entry and the hash that was noted; a file that does not is never
+sent. Where nothing of the question was released yet, such a file counts as none, as after a crash, and the question is
+paid for and drawn anew. Where something was, it does not: the same question would get other bytes, and cost again, and
+nobody would know. Then it is not answered until a person has restored the file, or deleted it, which asks for another
+draw.
 
 `begin` and `finish` are the two halves of that order, before and after the drawing, so that a simulation can draw for
 many tenants at once; a tenant's own client always goes through `answer`.
@@ -28,9 +34,11 @@ from fedprofile.client.randomness import Randomness
 from fedprofile.client.sampling import TenantRecords
 from fedprofile.common.adapters import AdapterError, Layout, arrays_hash, check_arrays
 from fedprofile.common.card import FederationCard
-from fedprofile.common.errors import RefusalCode, RefusalError
+from fedprofile.common.errors import RefusalCode, RefusalError, ReleaseError
+from fedprofile.common.evaluation_tables import table_shape
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import (
+    TABLE,
     Arrays,
     Kind,
     LedgerMark,
@@ -88,6 +96,10 @@ class Replies(Protocol):
 
     def get(self, key: str) -> Reply | None:
         """The finished reply to a question."""
+        ...
+
+    def holds(self, key: str) -> bool:
+        """Whether anything is kept for a question, be it whole or not."""
         ...
 
     def put(self, key: str, reply: Reply) -> None:
@@ -154,6 +166,7 @@ class TenantApp:
             PolicyRefusal: Card or policy do not allow it.
             AdapterError: The arrays are not an adapter of the card.
             LedgerBehindError: The server has seen more of the ledger than there is.
+            ReleaseError: The stored reply is not what was released.
             BudgetRefusal: The run's share is spent.
         """
         with self._serial:
@@ -170,7 +183,7 @@ class TenantApp:
             The reply where nothing is to be drawn, or what was reserved.
 
         Raises:
-            PolicyRefusal, AdapterError, LedgerBehindError, BudgetRefusal: See `handle`.
+            PolicyRefusal, AdapterError, LedgerBehindError, ReleaseError, BudgetRefusal: See `handle`.
         """
         self._policy.check(request, self._card, _today())
         check_arrays(request.arrays, self._layout)
@@ -180,7 +193,7 @@ class TenantApp:
             return Reply(request.kind, request.card_hash, request.round, {}, self._ledger.mark())
         question = arrays_hash(request.arrays)
         key = question_key(request.card_hash, request.kind.value, request.round, question)
-        found = self._outbox.get(key)
+        found = self._stored(request, key, question)
         if found is not None:
             return self._released(found)
         training = request.kind is Kind.TRAIN
@@ -239,6 +252,10 @@ class TenantApp:
         elif isinstance(error, AdapterError):
             code = RefusalCode.ADAPTER
             _log.warning("refused (%s): %s", code.value, error)
+        elif isinstance(error, ReleaseError):
+            # Of the tenant's own files and of no data; the server need not know.
+            code = RefusalCode.UNAVAILABLE
+            _log.error("could not answer: %s", error)
         else:
             # The text may hold data; the type does not.
             code = RefusalCode.UNAVAILABLE
@@ -255,6 +272,30 @@ class TenantApp:
             steps = self._segment.plan.local_steps
             return self._trainer.train(request.arrays, records, steps=steps, randomness=randomness)
         return self._evaluator.evaluate(request.arrays, records, randomness)
+
+    def _stored(self, request: Request, key: str, question: str) -> Reply | None:
+        """The finished reply to a request, None where it is to be drawn; see the module's text."""
+        found = self._outbox.get(key)
+        if found is not None and self._fits(found, request, question):
+            return found
+        if self._outbox.holds(key):
+            if self._ledger.was_released(request.card_hash, request.kind, request.round, question):
+                raise ReleaseError(
+                    f"the outbox's {key}.safetensors, a reply that was released before, is damaged or another one; "
+                    "restore it. Where it is lost, delete it: the question is then answered, and paid for, anew."
+                )
+            _log.warning("the outbox's %s.safetensors is no reply to its question; it is drawn anew.", key)
+        return None
+
+    def _fits(self, reply: Reply, request: Request, question: str) -> bool:
+        """Whether a stored reply can be the one to a request."""
+        if (reply.kind, reply.card_hash, reply.round) != (request.kind, request.card_hash, request.round):
+            return False
+        table: Layout = {TABLE: (table_shape(self._card.task), "float64")}
+        layout = self._layout if request.kind is Kind.TRAIN else table
+        if {name: (value.shape, str(value.dtype)) for name, value in reply.arrays.items()} != layout:
+            return False
+        return self._ledger.answers(reply.ledger, request.card_hash, request.kind, request.round, question)
 
     def _released(self, reply: Reply) -> Reply:
         self._ledger.mark_released(reply.ledger, arrays_hash(reply.arrays))

@@ -1,6 +1,7 @@
 """The ledger for a person."""
 
 from fedprofile.client.ledger import Ledger
+from fedprofile.client.ledger_history import ONLY_CLAIMED
 from fedprofile.client.ledger_summary import LedgerSummary, SegmentReading
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import PrivacyLoss
@@ -63,7 +64,14 @@ def losses_text(ledger: Ledger, own: SegmentPlan) -> str:
     Returns:
         Lines.
     """
-    lines = [
+    lines = []
+    if ledger.lacks_budget():
+        lines.append("A budget that was known here is not in this ledger; from here on it counts as it is.")
+    if not ledger.missing():
+        return "\n".join(lines)
+    if ledger.only_claimed():
+        lines.append(ONLY_CLAIMED)
+    lines += [
         f"Up to {ledger.missing()} entries of this ledger are missing. They may be of any run; counted as spent are:"
     ]
     if ledger.segment_of(own) is None:

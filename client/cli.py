@@ -19,6 +19,7 @@ from fedprofile.common.cli import run_command, show
 
 if TYPE_CHECKING:
     from fedprofile.client.directory import TenantDirectory
+    from fedprofile.client.high_water import Marks
     from fedprofile.client.ledger_summary import LedgerSummary
 
 app = typer.Typer(
@@ -150,11 +151,13 @@ def budget(
     else:
         population = place.read_tenant_file().population
         path = place.ledger_path(population.ledger or default_ledger(population.name))
+    # Before the ledger, so that a client that runs meanwhile is never behind its own marks.
+    kept = _kept_marks(place) if verify else []
     found = summary(path)
     if raised is not None:
         _raise_budget(place, found, path, raised, yes, as_json)
     elif verify:
-        _verify(found, as_json)
+        _verify(found, kept, as_json)
     elif export is not None:
         _export(found, export, as_json)
     elif release is not None:
@@ -248,11 +251,21 @@ def _agree(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
     )
 
 
-def _verify(found: "LedgerSummary", as_json: bool) -> None:
+def _kept_marks(place: "TenantDirectory") -> "list[Marks]":
+    """What the directory and the account remember of the population's ledger."""
+    from fedprofile.client.high_water import high_waters
+    from fedprofile.client.registry import Registry
+
+    name = place.read_segment().population if place.segment.exists() else place.read_tenant_file().population.name
+    kept = [marks.read() for marks in high_waters(name, place.marks, Registry.of_user().marks)]
+    return [marks for marks in kept if marks is not None]
+
+
+def _verify(found: "LedgerSummary", kept: "list[Marks]", as_json: bool) -> None:
     from fedprofile.client.second_accountant import verify
     from fedprofile.common.errors import BudgetRefusal
 
-    result = verify(found)
+    result = verify(found, kept)
     show(result.as_text(), result.as_dict(), as_json)
     if result.problems:
         raise BudgetRefusal(
@@ -280,15 +293,20 @@ def _write_off(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
     """Show what would be counted as spent, ask, and write it into the ledger."""
     from fedprofile.client.agreement import open_behind
     from fedprofile.client.budget_text import losses_text
+    from fedprofile.client.ledger_history import ONLY_CLAIMED
+    from fedprofile.client.registry import Registry
 
     segment = place.read_segment()
-    with open_behind(place, segment) as ledger:
-        if not ledger.missing():
+    with open_behind(place, segment, Registry.of_user()) as ledger:
+        if not ledger.missing() and not ledger.lacks_budget():
             show("No entry is known to be missing; nothing was written.", {"written_off": [], "steps": 0}, as_json)
             return
         if not as_json:
             print(losses_text(ledger, segment.plan))
-        _ask("--write-off", f"Count this as spent for good, for population '{segment.population}'?", yes, as_json)
+        question = f"Count this as spent for good, for population '{segment.population}'?"
+        if ledger.only_claimed():
+            question = f"{ONLY_CLAIMED} {question}"
+        _ask("--write-off", question, yes, as_json)
         ledger.open_segment(segment.plan)
         entries = ledger.write_off()
     steps = sum(entry.steps for entry in entries)
@@ -304,6 +322,7 @@ def _raise_budget(
 ) -> None:
     """Show the old budget and tenant.toml's, ask, and write the new one into the ledger."""
     from fedprofile.client.ledger import Ledger
+    from fedprofile.client.registry import Registry
     from fedprofile.common.accounting import PrivacyLoss
 
     tenant = place.read_tenant_file()
@@ -311,12 +330,15 @@ def _raise_budget(
     with Ledger.open(
         path,
         population=tenant.population.name,
+        user_column=tenant.columns.user,
         epsilon=found.cap.epsilon,
         delta=found.cap.delta,
         evaluation_users=tenant.privacy.evaluation_users,
         marks=place.marks,
+        account_marks=Registry.of_user().marks,
         new=False,
     ) as ledger:
+        ledger.check_raise(wanted.epsilon, wanted.delta, reason)
         if not as_json:
             print(f"Population {found.population}: what its users were promised, for life\n  was  {found.cap}")
             print(f"  is to be  {wanted}")

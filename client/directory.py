@@ -3,7 +3,7 @@
     tenant.toml              the tenant file, edited by a person
     invite.json card.json    what the operator sent; the card that the tenant agreed to
     key ca.crt               the tenant's private key, the federation's CA
-    segment.json             the ledger's path and population, and the settings, frozen at join
+    segment.json             the ledger's path and population, the users' column and the settings, frozen at join
     secret                   what the prefix cache's keys are made with
     node.json journal/       the connection's state: node id, the request in flight
     outbox/ cache/           finished replies, frozen activations
@@ -39,8 +39,10 @@ from fedprofile.common.tenant import TenantFile, load_tenant_file
 class SegmentFile(Frozen):
     """What `join` froze for this federation; `start` refuses to run with anything else."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     population: Name
+    user_column: str
+    """Says whose a row is, in every source."""
     ledger: Path
     """Relative to the directory, or absolute."""
     declared_users: int

@@ -9,7 +9,8 @@ Guarantees, each with a test:
     - segments' epsilons and deltas add and never exceed the life's budget, each charged in full when opened;
     - the life's budget is raised only by a person who says why, and the ledger keeps every budget that it had;
     - inside a segment nothing is reserved beyond its caps;
-    - the evaluation key and fraction are fixed when the ledger is made;
+    - the users' column and the evaluation key and fraction are fixed when the ledger is made;
+    - no row of it can be edited without the chains telling (`fedprofile.client.ledger_chain`);
     - a ledger that is behind what the server has seen, or has another history, is noticed;
     - so is one that is behind the marks beside it (`fedprofile.client.high_water`), whatever the server shows, also
       where the file was replaced while it was open; from then on nothing is reserved;
@@ -19,25 +20,26 @@ Guarantees, each with a test:
 
 import os
 import sqlite3
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Self
 
-from fedprofile.client.high_water import HighWater
+from fedprofile.client.high_water import high_waters
 from fedprofile.client.ledger_file import check_same, connect, create, lock_file, require_format, sync_folder
 from fedprofile.client.ledger_history import LedgerHistory
 from fedprofile.client.ledger_schema import (
     EVALUATE,
+    FORMAT,
     TRAIN,
     Budget,
     Entry,
+    Population,
     Segment,
     append_budget,
     append_entry,
-    insert,
-    now,
+    append_segment,
     read_budgets,
+    read_population,
     read_segments,
     used_steps,
 )
@@ -45,9 +47,11 @@ from fedprofile.client.sampling import is_evaluation_user
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import MechanismEvent
 from fedprofile.common.errors import BudgetRefusal, ConfigError, RefusalCode
-from fedprofile.common.messages import Kind
+from fedprofile.common.messages import Kind, LedgerMark
 
 _DISK_ERRORS = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
+_NAMES = {Kind.TRAIN: TRAIN, Kind.EVALUATE: EVALUATE}
+_QUESTIONS = "SELECT card_hash, kind, round, question FROM entries JOIN segments ON segments.number = entries.segment"
 _TOLERANCE = 1 + 1e-9
 """For adding shares such as 0.1 in floating point."""
 
@@ -56,11 +60,11 @@ class Ledger(LedgerHistory):
     """The one writer of a ledger's file. Make it with `Ledger.open`; `close` it, or use it as a context."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, lock: int) -> None:
-        row = connection.execute("SELECT name, evaluation_users, key FROM population").fetchone()
-        super().__init__(path, connection, row[0])
+        own = read_population(connection)
+        super().__init__(path, connection, own.name)
         self._lock = lock
-        self.evaluation_users: float = row[1]
-        self._key: bytes = row[2]
+        self.evaluation_users = own.evaluation_users
+        self._key = own.key
 
     @classmethod
     def open(
@@ -68,11 +72,13 @@ class Ledger(LedgerHistory):
         path: Path,
         *,
         population: str,
+        user_column: str,
         epsilon: float,
         delta: float,
         evaluation_users: float,
         split_key: bytes | None = None,
         marks: Path | None = None,
+        account_marks: Path | None = None,
         new: bool = True,
     ) -> "Ledger":
         """Open a population's ledger for writing.
@@ -80,11 +86,14 @@ class Ledger(LedgerHistory):
         Args:
             path: The file; symbolic links are followed first, so that all of them share one lock.
             population: The name that it must carry.
+            user_column: The column that says whose a row is; fixed when the ledger is made, because it is the unit of
+                everything that the ledger counts.
             epsilon: The life's budget: the ledger is made with it, and must hold it from then on; see `raise_budget`.
             delta: The life's budget.
             evaluation_users: Fraction of users who are only evaluated; fixed when the ledger is made.
             split_key: Key of the split when the ledger is made; None draws one. For rehearsals only.
             marks: Folder of the tenant's `HighWater`, compared with now and at every reservation; None keeps none.
+            account_marks: The same beside the registry, for all directories of one account.
             new: Whether a ledger is made where there is none.
 
         Returns:
@@ -92,9 +101,9 @@ class Ledger(LedgerHistory):
 
         Raises:
             ConfigError: Another process writes to it, it cannot be opened, it has a second name, it is another
-                population's, it was edited, the budget or the fraction differs from what it holds, or it is not there
-                and `new` is false.
-            LedgerBehindError: It is older than the tenant's marks.
+                population's, it was edited, the column, the budget or the fraction differs from what it holds, or it
+                is not there and `new` is false.
+            LedgerBehindError: It is older than the marks, or was rewritten since.
         """
         path = path.resolve()
         if not new and not path.exists():
@@ -113,13 +122,21 @@ class Ledger(LedgerHistory):
                     if not new:
                         raise missing_ledger(path, population)
                     key = os.urandom(32) if split_key is None else split_key
-                    create(connection, population, epsilon, delta, evaluation_users, key)
+                    own = Population(FORMAT, population, user_column, float(evaluation_users), key)
+                    create(connection, own, epsilon, delta)
                     sync_folder(path.parent)
                 require_format(path, connection)
                 ledger = cls(path, connection, lock)
-                check_same(path, connection, population, epsilon, delta, evaluation_users)
-                if marks is not None:
-                    ledger.keep_marks(HighWater(marks, population))
+                check_same(
+                    path,
+                    connection,
+                    population=population,
+                    user_column=user_column,
+                    epsilon=epsilon,
+                    delta=delta,
+                    evaluation_users=evaluation_users,
+                )
+                ledger.keep_marks(*high_waters(population, marks, account_marks))
             except BaseException:
                 connection.close()
                 raise
@@ -162,10 +179,7 @@ class Ledger(LedgerHistory):
                     f"{len(segments)} earlier run(s) have taken epsilon={taken:g} (delta={taken_delta:g}); lower the "
                     f"run's share, or leave the run."
                 )
-            number = len(segments) + 1
-            opened = now()
-            insert(self._connection, "segments", {"number": number, **asdict(plan), "opened": opened})
-            return Segment(number, plan, opened)
+            return append_segment(self._connection, plan)
 
     def raise_budget(self, epsilon: float, delta: float, reason: str) -> Budget:
         """Allow more to be released about the same users than was promised when the ledger was made.
@@ -183,19 +197,43 @@ class Ledger(LedgerHistory):
             The budget that counts from here on.
 
         Raises:
-            ConfigError: It is no raise, or there is no reason.
+            ConfigError: See `check_raise`.
+            LedgerBehindError: The file was replaced since it was opened, or is known not to be the newest.
+        """
+        with self._serial:
+            self._require_newest()
+            with self._transaction():
+                self.check_raise(epsilon, delta, reason)
+                budget = append_budget(self._connection, epsilon, delta, reason)
+            self._keep_budget()
+            return budget
+
+    def check_raise(self, epsilon: float, delta: float, reason: str) -> None:
+        """Refuse what `raise_budget` would refuse, without raising: before anybody is asked.
+
+        Args:
+            epsilon: For life.
+            delta: For life.
+            reason: Why. One line, since whoever reads it later must not take it for lines of the ledger.
+
+        Raises:
+            ConfigError: It is no raise, there is no reason, or the reason has characters that a screen does not show.
         """
         if not reason.strip():
             raise ConfigError("--raise needs a reason in words, which is kept in the ledger.")
-        with self._transaction():
+        if not reason.isprintable():
+            raise ConfigError(
+                "--raise has a reason with a line break or another character that a screen does not show; give it in "
+                "one line of plain text."
+            )
+        with self._serial:
             old = read_budgets(self._connection)[-1]
-            if not (epsilon >= old.epsilon and delta >= old.delta and (epsilon, delta) != (old.epsilon, old.delta)):
-                raise ConfigError(
-                    f"budget.epsilon={epsilon:g}, budget.delta={delta:g} is no raise of epsilon={old.epsilon:g} "
-                    f"(delta={old.delta:g}), which population '{self.population}' has; write the higher budget into "
-                    "tenant.toml first. A budget is never lowered: lower a run's share instead."
-                )
-            return append_budget(self._connection, epsilon, delta, reason)
+        if not (epsilon >= old.epsilon and delta >= old.delta and (epsilon, delta) != (old.epsilon, old.delta)):
+            raise ConfigError(
+                f"budget.epsilon={epsilon:g}, budget.delta={delta:g} is no raise of epsilon={old.epsilon:g} "
+                f"(delta={old.delta:g}), which population '{self.population}' has; write the higher budget into "
+                "tenant.toml first. A budget is never lowered: lower a run's share instead."
+            )
 
     def segments(self) -> list[Segment]:
         """All segments, in the order in which they were opened."""
@@ -230,6 +268,36 @@ class Ledger(LedgerHistory):
             self._keep_mark(entry)
             return entry
 
+    def was_released(self, card_hash: str, kind: Kind, round_number: int, question: str) -> bool:
+        """Whether a reply to a question was finished and released for sending before, in whichever segment of the card.
+
+        Args:
+            card_hash: Of the request.
+            kind: As for `reserve`.
+            round_number: Of the request.
+            question: SHA-256 of the received arrays.
+        """
+        query = f"{_QUESTIONS} JOIN released USING (sequence) WHERE (card_hash, kind, round, question) = (?, ?, ?, ?)"
+        asked = (card_hash, _NAMES[kind], round_number, question)
+        with self._serial:
+            return self._connection.execute(query, asked).fetchone() is not None
+
+    def answers(self, mark: LedgerMark, card_hash: str, kind: Kind, round_number: int, question: str) -> bool:
+        """Whether the entry that a mark names was made for a question. Also True where the file has no such entry:
+        `mark_released` decides about that.
+
+        Args:
+            mark: Of a stored reply.
+            card_hash: Of the request.
+            kind: As for `reserve`.
+            round_number: Of the request.
+            question: SHA-256 of the received arrays.
+        """
+        query = f"{_QUESTIONS} WHERE sequence = ? AND entries.head = ?"
+        with self._serial:
+            found = self._connection.execute(query, (mark.sequence, mark.head)).fetchone()
+        return found is None or found == (card_hash, _NAMES[kind], round_number, question)
+
     def check_cap(self, segment: Segment, kind: Kind, round_number: int) -> None:
         """Refuse what `reserve` would refuse, without reserving: before the data is looked at, so that a refusal by
         budget cannot depend on it.
@@ -248,7 +316,7 @@ class Ledger(LedgerHistory):
     def _within_cap(self, segment: Segment, kind: Kind, round_number: int) -> tuple[str, MechanismEvent]:
         plan = segment.plan
         event, cap = (plan.train_event, plan.cap_steps) if kind is Kind.TRAIN else (plan.table_event, plan.cap_tables)
-        name = TRAIN if kind is Kind.TRAIN else EVALUATE
+        name = _NAMES[kind]
         used = used_steps(self._connection, segment.number, name)
         if used + event.steps > cap:
             raise BudgetRefusal(

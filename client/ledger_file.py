@@ -8,9 +8,11 @@ would have a lock and a write-ahead log of its own, and the two would count the 
 import fcntl
 import os
 import sqlite3
+from dataclasses import asdict
 from pathlib import Path
 
-from fedprofile.client.ledger_schema import FORMAT, SCHEMA, append_budget, chain_holds, read_budgets, read_entries
+from fedprofile.client.ledger_rows import LedgerRows
+from fedprofile.client.ledger_schema import FORMAT, SCHEMA, Population, append_budget, insert
 from fedprofile.common.errors import ConfigError
 
 
@@ -69,12 +71,10 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def create(
-    connection: sqlite3.Connection, population: str, epsilon: float, delta: float, evaluation_users: float, key: bytes
-) -> None:
+def create(connection: sqlite3.Connection, population: Population, epsilon: float, delta: float) -> None:
     """Make the tables and fix what never changes, in one transaction."""
     connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
-    connection.execute("INSERT INTO population VALUES (?, ?, ?, ?)", (FORMAT, population, evaluation_users, key))
+    insert(connection, "population", asdict(population))
     append_budget(connection, epsilon, delta, "when the ledger was made")
     connection.execute("COMMIT")
 
@@ -85,10 +85,12 @@ def require_format(path: Path, connection: sqlite3.Connection) -> None:
     Raises:
         ConfigError: It is of another format.
     """
-    found = connection.execute("SELECT format FROM population").fetchone()[0]
-    if found != FORMAT:
+    found = connection.execute("SELECT format FROM population").fetchone()
+    if found is None:
+        raise ConfigError(f"{path}: is not a ledger of this version; restore it from a backup.")
+    if found[0] != FORMAT:
         raise ConfigError(
-            f"{path}: is a ledger of format {found}, and this version reads format {FORMAT}; use the version that "
+            f"{path}: is a ledger of format {found[0]}, and this version reads format {FORMAT}; use the version that "
             f"made it."
         )
 
@@ -96,7 +98,9 @@ def require_format(path: Path, connection: sqlite3.Connection) -> None:
 def check_same(
     path: Path,
     connection: sqlite3.Connection,
+    *,
     population: str,
+    user_column: str,
     epsilon: float,
     delta: float,
     evaluation_users: float,
@@ -104,20 +108,28 @@ def check_same(
     """Refuse a ledger that is not the one that the tenant file describes, or that was edited.
 
     Raises:
-        ConfigError: It is another population's, holds another budget or fraction, or does not match its hashes.
+        ConfigError: It is another population's, counts by another column, holds another budget or fraction, or does not
+            match its hashes.
     """
-    name, users = connection.execute("SELECT name, evaluation_users FROM population").fetchone()
-    budgets = read_budgets(connection)
-    held = budgets[-1]
-    if name != population:
+    rows = LedgerRows.read(connection)
+    own, edited = (
+        rows.population,
+        ConfigError(f"{path}: the ledger's entries do not match their hashes; restore the newest backup."),
+    )
+    if not rows.budgets:
+        raise edited
+    held = rows.budgets[-1]
+    if own.name != population:
         raise ConfigError(
-            f"{path}: is the ledger of population '{name}', not '{population}'; correct population.name or "
+            f"{path}: is the ledger of population '{own.name}', not '{population}'; correct population.name or "
             f"population.ledger in the tenant file."
         )
+    if own.user_column != user_column:
+        raise other_user_column(f"{path}", population, user_column, own.user_column)
     for key, value, found in (
         ("budget.epsilon", epsilon, held.epsilon),
         ("budget.delta", delta, held.delta),
-        ("privacy.evaluation_users", evaluation_users, users),
+        ("privacy.evaluation_users", evaluation_users, own.evaluation_users),
     ):
         if found != value:
             is_budget = key.startswith("budget.")
@@ -127,8 +139,28 @@ def check_same(
                 f"{path}: {key}={value:g} differs from {found:g}, which is fixed for the life of population "
                 f"'{population}' {since}; write {key}={found:g} in the tenant file{instead}."
             )
-    if not chain_holds(budgets) or not chain_holds(read_entries(connection)):
-        raise ConfigError(f"{path}: the ledger's entries do not match their hashes; restore the newest backup.")
+    if not rows.hold:
+        raise edited
+
+
+def other_user_column(where: str, population: str, given: str, held: str) -> ConfigError:
+    """What to say where the column that says whose a row is would change: what was promised to one user would become a
+    promise to something smaller.
+
+    Args:
+        where: The file that the two differ in.
+        population: Whose column it is.
+        given: By the tenant file.
+        held: Fixed when the ledger was made.
+
+    Returns:
+        The error to raise.
+    """
+    return ConfigError(
+        f"{where}: columns.user='{given}' differs from '{held}', by which the budget of population '{population}' has "
+        f'counted its users since its ledger was made; write user = "{held}" under [columns] in the tenant file, and '
+        "where this source has another name for the same ids, rename its column."
+    )
 
 
 def sync_folder(folder: Path) -> None:

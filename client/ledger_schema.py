@@ -1,27 +1,17 @@
-"""The ledger's file: tables, rows and the hash chain.
+"""The ledger's file: tables and rows. How their hashes hang together is `fedprofile.client.ledger_chain`'s."""
 
-The chain makes an entry's hash cover everything before it, so that an edited or shortened ledger no longer matches
-its own hashes or the mark that the server has seen.
-
-Why every entry has a salt: the chain's hash travels with the reply, and all else that it covers can be guessed. Without
-the salt a server could try each second, sample rate and run number until the hash fits, and so learn when the
-reservation was made (which follows from how long the data took to read) and how a tenant samples. With 16 secret random
-bytes in each hash it can only compare: the same hash is the same history.
-"""
-
-import hashlib
-import json
 import secrets
 import sqlite3
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from typing import Any
 
+from fedprofile.client.ledger_chain import chained, population_hash
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import MechanismEvent
-from fedprofile.common.messages import GENESIS, LedgerMark
+from fedprofile.common.messages import LedgerMark
 
-FORMAT = 3
+FORMAT = 4
 
 SALT_BYTES = 16
 
@@ -30,7 +20,8 @@ EVALUATE = "evaluate"
 
 SCHEMA = """
 CREATE TABLE population (
-    format INTEGER NOT NULL, name TEXT NOT NULL, evaluation_users REAL NOT NULL, key BLOB NOT NULL
+    format INTEGER NOT NULL, name TEXT NOT NULL, user_column TEXT NOT NULL, evaluation_users REAL NOT NULL,
+    key BLOB NOT NULL
 );
 CREATE TABLE budgets (
     number INTEGER PRIMARY KEY, epsilon REAL NOT NULL, delta REAL NOT NULL, reason TEXT NOT NULL,
@@ -40,19 +31,49 @@ CREATE TABLE segments (
     number INTEGER PRIMARY KEY, card_hash TEXT NOT NULL, epsilon REAL NOT NULL, delta REAL NOT NULL,
     sample_rate REAL NOT NULL, noise_multiplier REAL NOT NULL, clip_norm REAL NOT NULL,
     records_per_user INTEGER NOT NULL, local_steps INTEGER NOT NULL, cap_steps INTEGER NOT NULL,
-    evaluation_noise_multiplier REAL NOT NULL, cap_tables INTEGER NOT NULL, opened TEXT NOT NULL
+    evaluation_noise_multiplier REAL NOT NULL, cap_tables INTEGER NOT NULL, opened TEXT NOT NULL,
+    after_sequence INTEGER NOT NULL, head TEXT NOT NULL
 );
 CREATE TABLE entries (
     sequence INTEGER PRIMARY KEY, segment INTEGER NOT NULL REFERENCES segments (number), kind TEXT NOT NULL,
     round INTEGER NOT NULL, question TEXT NOT NULL, sample_rate REAL NOT NULL, noise_multiplier REAL NOT NULL,
-    steps INTEGER NOT NULL, time TEXT NOT NULL, written_off INTEGER NOT NULL, salt TEXT NOT NULL,
+    steps INTEGER NOT NULL, time TEXT NOT NULL, written_off INTEGER NOT NULL, budget_head TEXT NOT NULL,
+    segment_head TEXT NOT NULL, released_head TEXT NOT NULL, salt TEXT NOT NULL, head TEXT NOT NULL
+);
+CREATE TABLE released (
+    number INTEGER PRIMARY KEY, sequence INTEGER NOT NULL UNIQUE REFERENCES entries (sequence), payload TEXT NOT NULL,
     head TEXT NOT NULL
 );
-CREATE TABLE released (sequence INTEGER PRIMARY KEY REFERENCES entries (sequence), payload TEXT NOT NULL);
 CREATE TABLE refused (code TEXT PRIMARY KEY, count INTEGER NOT NULL);
-CREATE TABLE foreign_marks (sequence INTEGER NOT NULL, head TEXT NOT NULL, common INTEGER NOT NULL,
-    accepted INTEGER NOT NULL, PRIMARY KEY (sequence, head));
+CREATE TABLE foreign_marks (
+    sequence INTEGER NOT NULL, head TEXT NOT NULL, common INTEGER NOT NULL, claimed INTEGER NOT NULL,
+    accepted INTEGER NOT NULL, PRIMARY KEY (sequence, head)
+);
 """
+
+
+@dataclass(frozen=True)
+class Population:
+    """Whose ledger it is, and what is fixed when it is made.
+
+    Args:
+        format: Of the file.
+        name: The population's.
+        user_column: The column that says whose a row is: the unit of the whole promise.
+        evaluation_users: Fraction of users who are only evaluated.
+        key: Of the split.
+    """
+
+    format: int
+    name: str
+    user_column: str
+    evaluation_users: float
+    key: bytes
+
+    @property
+    def hash(self) -> str:
+        """Where the chains of budgets, segments and releases start."""
+        return population_hash(self.format, self.name, self.user_column, self.evaluation_users, self.key)
 
 
 @dataclass(frozen=True)
@@ -66,7 +87,7 @@ class Budget:
         reason: In the words of whoever raised it.
         after_sequence: The last entry at that time, 0 for none.
         time: UTC, ISO 8601.
-        head: Hash over this budget and those before it; a chain of its own, none of which travels.
+        head: Hash over this budget, those before it and the population.
     """
 
     number: int
@@ -80,11 +101,27 @@ class Budget:
 
 @dataclass(frozen=True)
 class Segment:
-    """An opened segment; `plan` never changes."""
+    """An opened segment; nothing of it ever changes.
+
+    Args:
+        number: Ascending from 1.
+        plan: The mechanism and its caps.
+        opened: UTC, ISO 8601.
+        after_sequence: The last entry at that time, 0 for none.
+        head: Hash over this segment, those before it and the population.
+    """
 
     number: int
     plan: SegmentPlan
     opened: str
+    after_sequence: int
+    head: str
+
+    @property
+    def row(self) -> dict[str, object]:
+        """As it is stored, and hashed but for its `head`."""
+        values = {name: value for name, value in asdict(self).items() if name != "plan"}
+        return {**asdict(self.plan), **values}
 
 
 @dataclass(frozen=True)
@@ -102,6 +139,9 @@ class Entry:
         steps: How many steps of the mechanism.
         time: UTC, ISO 8601.
         written_off: Whether it stands for releases whose entries were lost.
+        budget_head: Of the budget that counted then.
+        segment_head: Of the newest segment then, which need not be this entry's.
+        released_head: Of what was last noted as released then.
         salt: 16 random bytes in hexadecimal digits; never leaves with a reply.
         head: The chain's hash up to and with this entry.
     """
@@ -116,6 +156,9 @@ class Entry:
     steps: int
     time: str
     written_off: bool
+    budget_head: str
+    segment_head: str
+    released_head: str
     salt: str
     head: str
 
@@ -125,62 +168,84 @@ class Entry:
         return MechanismEvent(self.sample_rate, self.noise_multiplier, self.steps)
 
 
-def chained(previous: str, **values: object) -> str:
-    """The chain's next hash.
+@dataclass(frozen=True)
+class Released:
+    """What one entry's release was.
 
     Args:
-        previous: The hash before; `GENESIS` for the first entry.
-        values: All fields of the entry but its `head`.
-
-    Returns:
-        SHA-256 over both.
+        number: Ascending from 1, in the order in which they were noted.
+        sequence: Of the entry.
+        payload: SHA-256 of the released arrays.
+        head: Hash over this one, those before it and the population.
     """
-    body = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(f"{previous}\n{body}".encode()).hexdigest()
+
+    number: int
+    sequence: int
+    payload: str
+    head: str
 
 
-def chain_holds(rows: Sequence[Entry] | Sequence[Budget]) -> bool:
-    """Whether every row's hash covers what stands before it.
-
-    Args:
-        rows: All entries, or all budgets, in their order.
-    """
-    head = GENESIS
-    for row in rows:
-        values = asdict(row)
-        head = chained(head, **{name: value for name, value in values.items() if name != "head"})
-        if head != row.head:
-            return False
-    return True
+def read_population(connection: sqlite3.Connection) -> Population:
+    """Whose ledger it is."""
+    return Population(*connection.execute(f"SELECT {_names(Population)} FROM population").fetchone())
 
 
 def read_budgets(connection: sqlite3.Connection) -> list[Budget]:
     """All budgets, the one that counts last."""
-    names = ", ".join(field.name for field in fields(Budget))
-    return [Budget(*row) for row in connection.execute(f"SELECT {names} FROM budgets ORDER BY number")]
+    return [Budget(*row) for row in _rows(connection, "budgets", Budget)]
 
 
 def append_budget(connection: sqlite3.Connection, epsilon: float, delta: float, reason: str) -> Budget:
     """Add a budget, in the caller's transaction."""
-    earlier = read_budgets(connection)
     values: dict[str, object] = {
-        "number": len(earlier) + 1,
-        "epsilon": epsilon,
-        "delta": delta,
+        "number": _next_number(connection, "budgets"),
+        "epsilon": float(epsilon),
+        "delta": float(delta),
         "reason": reason,
         "after_sequence": last_mark(connection).sequence,
         "time": now(),
     }
-    values["head"] = chained(earlier[-1].head if earlier else GENESIS, **values)
-    insert(connection, "budgets", values)
-    return Budget(**values)  # type: ignore[arg-type]
+    return Budget(**_append(connection, "budgets", values))
 
 
 def read_segments(connection: sqlite3.Connection) -> list[Segment]:
     """All segments, in the order in which they were opened."""
     names = [field.name for field in fields(SegmentPlan)]
-    rows = connection.execute(f"SELECT number, opened, {', '.join(names)} FROM segments ORDER BY number")
-    return [Segment(row[0], SegmentPlan(*row[2:]), row[1]) for row in rows]
+    rows = connection.execute(
+        f"SELECT number, opened, after_sequence, head, {', '.join(names)} FROM segments ORDER BY number"
+    )
+    return [Segment(row[0], SegmentPlan(*row[4:]), *row[1:4]) for row in rows]
+
+
+def append_segment(connection: sqlite3.Connection, plan: SegmentPlan) -> Segment:
+    """Open a segment, in the caller's transaction."""
+    number, opened, after = _next_number(connection, "segments"), now(), last_mark(connection).sequence
+    values = Segment(number, plan, opened, after, "").row
+    # As they will come back from columns of this type.
+    values |= {field.name: float(getattr(plan, field.name)) for field in fields(SegmentPlan) if field.type is float}
+    del values["head"]
+    return Segment(number, plan, opened, after, _append(connection, "segments", values)["head"])
+
+
+def read_released(connection: sqlite3.Connection) -> list[Released]:
+    """What was noted as released, in that order."""
+    return [Released(*row) for row in _rows(connection, "released", Released)]
+
+
+def append_released(connection: sqlite3.Connection, sequence: int, payload: str) -> Released:
+    """Note what an entry's release was, in the caller's transaction."""
+    values: dict[str, object] = {
+        "number": _next_number(connection, "released"),
+        "sequence": sequence,
+        "payload": payload,
+    }
+    return Released(**_append(connection, "released", values))
+
+
+def last_head(connection: sqlite3.Connection, table: str) -> str:
+    """The end of one of the chains that start at the population; `table` is a word of this package's."""
+    row = connection.execute(f"SELECT head FROM {table} ORDER BY number DESC LIMIT 1").fetchone()
+    return str(row[0]) if row else read_population(connection).hash
 
 
 def read_entries(connection: sqlite3.Connection) -> list[Entry]:
@@ -220,6 +285,9 @@ def append_entry(
         "steps": event.steps,
         "time": now(),
         "written_off": written_off,
+        "budget_head": last_head(connection, "budgets"),
+        "segment_head": last_head(connection, "segments"),
+        "released_head": last_head(connection, "released"),
         "salt": secrets.token_hex(SALT_BYTES),
     }
     values["head"] = chained(last_mark(connection).head, **values)
@@ -245,6 +313,18 @@ def holds_entry(connection: sqlite3.Connection, mark: LedgerMark) -> bool:
     return connection.execute(query, (mark.sequence, mark.head)).fetchone() is not None
 
 
+def accepted_marks(connection: sqlite3.Connection) -> frozenset[LedgerMark]:
+    """The marks of lost histories that were written off."""
+    rows = connection.execute("SELECT sequence, head FROM foreign_marks WHERE accepted")
+    return frozenset(LedgerMark(*row) for row in rows)
+
+
+def payload_of(connection: sqlite3.Connection, sequence: int) -> str | None:
+    """What was noted as an entry's release, None where nothing was."""
+    row = connection.execute("SELECT payload FROM released WHERE sequence = ?", (sequence,)).fetchone()
+    return str(row[0]) if row else None
+
+
 def used_steps(connection: sqlite3.Connection, segment: int, kind: str) -> int:
     """How many steps of one kind a segment has reserved."""
     query = "SELECT coalesce(sum(steps), 0) FROM entries WHERE segment = ? AND kind = ?"
@@ -254,3 +334,22 @@ def used_steps(connection: sqlite3.Connection, segment: int, kind: str) -> int:
 def now() -> str:
     """The time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _names(row: type[Population | Budget | Released]) -> str:
+    return ", ".join(field.name for field in fields(row))
+
+
+def _rows(connection: sqlite3.Connection, table: str, row: type[Budget | Released]) -> list[tuple[Any, ...]]:
+    return connection.execute(f"SELECT {_names(row)} FROM {table} ORDER BY number").fetchall()
+
+
+def _next_number(connection: sqlite3.Connection, table: str) -> int:
+    return int(connection.execute(f"SELECT coalesce(max(number), 0) + 1 FROM {table}").fetchone()[0])
+
+
+def _append(connection: sqlite3.Connection, table: str, values: dict[str, object]) -> dict[str, Any]:
+    """Insert a row at the end of a chain that starts at the population; the row with its `head`."""
+    full = {**values, "head": chained(last_head(connection, table), **values)}
+    insert(connection, table, full)
+    return full

@@ -10,19 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedprofile.client.ledger_file import require_format
+from fedprofile.client.ledger_rows import LedgerRows
 from fedprofile.client.ledger_schema import (
     EVALUATE,
     TRAIN,
     Budget,
     Entry,
     Segment,
-    chain_holds,
-    read_budgets,
-    read_entries,
-    read_segments,
+    accepted_marks,
 )
 from fedprofile.common.accounting import ACCOUNTED_SHARE, PrivacyLoss, compose
 from fedprofile.common.errors import ConfigError
+from fedprofile.common.messages import LedgerMark
 
 Json = dict[str, object]
 
@@ -92,7 +91,9 @@ class LedgerSummary:
         releases: All entries, by sequence.
         payloads: SHA-256 of what was released, by sequence.
         refusals: How often a request was refused, by code.
-        chain_holds: Whether every entry and every budget matches its hash and what stands before it.
+        stored: Everything that its hashes cover, as it is stored.
+        accepted: Marks of lost histories that were written off.
+        chain_holds: Whether every row matches its hash and what stands before it.
     """
 
     population: str
@@ -101,6 +102,8 @@ class LedgerSummary:
     releases: tuple[Entry, ...]
     payloads: dict[int, str]
     refusals: dict[str, int]
+    stored: LedgerRows
+    accepted: frozenset[LedgerMark]
     chain_holds: bool
 
     @property
@@ -134,12 +137,35 @@ class LedgerSummary:
     def for_auditor(self) -> Json:
         """For a file that is shown to an auditor: everything of `as_dict`, and what the hash chain is checked with.
 
-        Each release has its salt, so that `fedprofile.client.ledger_schema.chained` gives its head from the one before;
-        the auditor can compare the heads with those that the server has seen. It holds neither the key that splits the
-        users nor anything of any user's. It does hold the time of every reservation, which the server must not learn.
+        Each release has its salt and what it vouches for, so that `fedprofile.client.ledger_chain.chained` gives its
+        head from the one before; the auditor can compare the heads with those that the server has seen. `chains` has
+        the rows of the other three, as they are hashed, and the population's hash, at which they start. It holds
+        neither the key that splits the users nor anything of any user's. It does hold the time of every reservation,
+        which the server must not learn.
         """
-        releases = [{**row, "salt": entry.salt} for row, entry in zip(self.rows(), self.releases, strict=True)]
-        return {"format": 1, "chain_holds": self.chain_holds, **self.as_dict(), "releases": releases}
+        releases = [
+            {
+                **row,
+                "budget_head": entry.budget_head,
+                "segment_head": entry.segment_head,
+                "released_head": entry.released_head,
+                "salt": entry.salt,
+            }
+            for row, entry in zip(self.rows(), self.releases, strict=True)
+        ]
+        chains = {
+            "start": self.stored.population.hash,
+            "budgets": [asdict(budget) for budget in self.budgets],
+            "segments": [reading.segment.row for reading in self.segments],
+            "released": [asdict(note) for note in self.stored.released],
+        }
+        return {
+            "format": 2,
+            "chain_holds": self.chain_holds,
+            **self.as_dict(),
+            "releases": releases,
+            "chains": chains,
+        }
 
     def as_dict(self) -> Json:
         """For JSON; the contract of `flower-client budget --json`."""
@@ -203,27 +229,29 @@ def summary(path: Path) -> LedgerSummary:
         # One transaction, so that a writer's entry between two of these queries is in all of them or in none.
         connection.execute("BEGIN")
         require_format(path, connection)
-        [name] = connection.execute("SELECT name FROM population").fetchone()
-        budgets = read_budgets(connection)
-        segments, entries = read_segments(connection), read_entries(connection)
-        payloads = dict(connection.execute("SELECT sequence, payload FROM released").fetchall())
+        stored = LedgerRows.read(connection)
+        accepted = accepted_marks(connection)
         refusals = dict(connection.execute("SELECT code, count FROM refused ORDER BY code").fetchall())
     except (sqlite3.DatabaseError, TypeError) as error:
         raise ConfigError(f"{path}: is not a ledger of this version; restore it from a backup.") from error
     finally:
         connection.close()
+    if not stored.budgets:
+        raise ConfigError(f"{path}: holds no budget, so rows of it were deleted; restore it from a backup.")
     return LedgerSummary(
-        population=name,
-        budgets=tuple(budgets),
-        segments=tuple(_reading(segment, entries) for segment in segments),
-        releases=tuple(entries),
-        payloads=payloads,
+        population=stored.population.name,
+        budgets=stored.budgets,
+        segments=tuple(_reading(segment, stored.entries) for segment in stored.segments),
+        releases=stored.entries,
+        payloads={note.sequence: note.payload for note in stored.released},
         refusals=refusals,
-        chain_holds=chain_holds(budgets) and chain_holds(entries),
+        stored=stored,
+        accepted=accepted,
+        chain_holds=stored.hold,
     )
 
 
-def _reading(segment: Segment, entries: list[Entry]) -> SegmentReading:
+def _reading(segment: Segment, entries: tuple[Entry, ...]) -> SegmentReading:
     own = [entry for entry in entries if entry.segment == segment.number]
     train = [entry.event for entry in own if entry.kind == TRAIN]
     tables = [entry.event for entry in own if entry.kind == EVALUATE]

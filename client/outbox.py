@@ -8,6 +8,8 @@ a transport message.
 Whether a finished reply is kept never depends on the data: it is private and paid for once it is drawn, and its being
 there or not can be seen by asking twice. So it also stays where a user whom it was computed over has left the source
 since; deleting it for that would tell the server, without noise, that somebody left.
+
+A file is taken for what it says only where that fits the question and the ledger (`fedprofile.client.app`).
 """
 
 import hashlib
@@ -20,8 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedprofile.client.ledger_file import sync_folder
-from fedprofile.common.adapters import arrays_hash
-from fedprofile.common.messages import Kind, LedgerMark, Reply, Request
+from fedprofile.common.messages import Kind, LedgerMark, Reply
 
 
 def question_key(card_hash: str, kind: str, round_number: int, question: str) -> str:
@@ -39,11 +40,6 @@ def question_key(card_hash: str, kind: str, round_number: int, question: str) ->
     return hashlib.sha256("\n".join((card_hash, kind, str(round_number), question)).encode()).hexdigest()
 
 
-def key_of(request: Request) -> str:
-    """The name of what a request asks."""
-    return question_key(request.card_hash, request.kind.value, request.round, arrays_hash(request.arrays))
-
-
 def stored_reply(folder: Path, key: str) -> Reply | None:
     """A finished reply, read without changing anything, so also while a client runs.
 
@@ -52,7 +48,7 @@ def stored_reply(folder: Path, key: str) -> Reply | None:
         key: See `question_key`.
 
     Returns:
-        The reply as it was put, or None. A file that cannot be read counts as none.
+        The reply as it was put, or None; also where a file cannot be read.
     """
     path = _path(folder, key)
     if not path.is_file():
@@ -87,9 +83,17 @@ class Outbox:
             key: See `question_key`.
 
         Returns:
-            See `stored_reply`; where it is None, the question is answered, and paid for, anew.
+            See `stored_reply`.
         """
         return stored_reply(self._folder, key)
+
+    def holds(self, key: str) -> bool:
+        """Whether there is a file for a question, be it whole or not.
+
+        Args:
+            key: See `question_key`.
+        """
+        return os.path.lexists(_path(self._folder, key))
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep a finished reply; when this returns, it is on the disk.

@@ -12,6 +12,7 @@ from fedprofile.client.egress import EgressFile
 from fedprofile.client.journal import Journal
 from fedprofile.client.ledger_summary import summary
 from fedprofile.client.records import ExampleSource
+from fedprofile.client.registry import Registry
 from fedprofile.client.site import open_site
 from fedprofile.client.transport import MessageLimits, StoppedError
 from fedprofile.common.adapters import Layout
@@ -43,7 +44,7 @@ def participate(
         DataError: The source cannot be used.
     """
     try:
-        site = open_site(directory, agreement, examples, say)
+        site = open_site(directory, agreement, examples, say, Registry.of_user())
         try:
             Connection(
                 address=agreement.invite.address,

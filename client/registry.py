@@ -6,6 +6,9 @@ join, and compared with at `check`, `join` and `start`. Without it ordinary acts
 budget: another directory with a ledger of its own, another name over the same file, a lost ledger that is made anew, a
 restored one that has forgotten a run.
 
+Beside it, `marks/` holds how far each population's ledger has come (`fedprofile.client.high_water`), through whichever
+directory.
+
 A source is a file's path without symbolic links, or the SHA-256 of an SQL URL without its password and of the query.
 A copy of the data under another path and another name is not recognised: the name is the tenant's word that the users
 are others.
@@ -123,6 +126,11 @@ class Registry:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "registry.json"
+
+    @property
+    def marks(self) -> Path:
+        """Folder of the account's `HighWater`."""
+        return self._path.with_name("marks")
 
     @classmethod
     def of_user(cls) -> "Registry":

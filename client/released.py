@@ -1,4 +1,8 @@
-"""What left with one release: every field of the reply, and the hashes of its arrays, out of the tenant's own files."""
+"""One release: every field of the reply, and the hashes of its arrays, out of the tenant's own files.
+
+The ledger notes a payload before the reply leaves, so that nothing can leave unnoted; whether it then left, and
+arrived, is not known here.
+"""
 
 import hashlib
 import json
@@ -19,7 +23,7 @@ class Release:
 
     Args:
         row: The entry's fields; see `LedgerSummary.rows`.
-        reply: As it left, or would leave; None where this directory has none.
+        reply: As it was released for sending; None where this directory has none.
     """
 
     row: dict[str, object]
@@ -27,17 +31,17 @@ class Release:
 
     @property
     def state(self) -> str:
-        """Whether anything left, in one sentence."""
+        """Whether anything may have left, in one sentence."""
         payload = self.row["payload"]
         if payload is None:
             if self.row["written_off"]:
                 return "Lost entries were written off with this one; what they released is not known here."
-            return "Nothing was sent: the work was cut off after its cost was written down."
+            return "Nothing was released for sending: the work was cut off after its cost was written down."
         if self.reply is None:
-            return "Sent; its fields are not in this directory's outbox, and their hash is `payload`."
+            return "Released for sending; its fields are not in this directory's outbox, and their hash is `payload`."
         if arrays_hash(self.reply.arrays) != payload:
-            return "The outbox holds another reply than was sent: its arrays do not give the hash `payload`."
-        return "Sent, with exactly these fields; the hash over all arrays is `payload`."
+            return "The outbox holds another reply than was released: its arrays do not give the hash `payload`."
+        return "Released for sending, with exactly these fields; the hash over all arrays is `payload`."
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; the arrays by name, dtype, shape and SHA-256, which an auditor can compare."""
@@ -75,7 +79,7 @@ class Release:
 
 
 def release_of(found: LedgerSummary, sequence: int, outbox: Path) -> Release:
-    """Find what left with one entry.
+    """Find what was released with one entry.
 
     Args:
         found: The ledger.
@@ -90,7 +94,13 @@ def release_of(found: LedgerSummary, sequence: int, outbox: Path) -> Release:
     """
     for entry, row in zip(found.releases, found.rows(), strict=True):
         if entry.sequence == sequence:
-            card = found.segments[entry.segment - 1].segment.plan.card_hash
+            plans = {reading.segment.number: reading.segment.plan for reading in found.segments}
+            if entry.segment not in plans:
+                raise ConfigError(
+                    f"--show {sequence}: its run {entry.segment} is not in the ledger, which was edited; restore the "
+                    "newest backup."
+                )
+            card = plans[entry.segment].card_hash
             reply = stored_reply(outbox, question_key(card, entry.kind, entry.round, entry.question))
             # The same question is answered anew after a lost reply: the outbox then has the later entry's.
             return Release(row, reply if reply is not None and reply.ledger.sequence == sequence else None)

@@ -1,4 +1,5 @@
-"""The ledger recomputed: chain, caps, and every epsilon by a second accountant that shares no code with the first.
+"""The ledger recomputed: chains, marks, caps, every release against its run, and every epsilon by a second accountant
+that shares no code with the first.
 
 The ledger's own numbers are Opacus's PRV. The second ones are privacy loss distributions (Koskela et al. 2020,
 https://arxiv.org/abs/1906.03049) by Google's dp-accounting; both are upper bounds, so the second must not be above the
@@ -13,10 +14,12 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from fedprofile.client.high_water import Marks
 from fedprofile.client.ledger_schema import EVALUATE, TRAIN
 from fedprofile.client.ledger_summary import Json, LedgerSummary, SegmentReading
 from fedprofile.common.accounting import MechanismEvent
 from fedprofile.common.errors import ConfigError
+from fedprofile.common.messages import LedgerMark
 
 SLACK = 1e-3
 """By what share of the first value the second may be above it: both are bounds that are computed on grids."""
@@ -69,7 +72,7 @@ class Verification:
             for one in self.comparisons
         ]
         lines += [f"  PROBLEM: {problem}" for problem in self.problems] or [
-            "The ledger holds: chain, caps and epsilons."
+            "The ledger holds: chains, marks, caps, releases and epsilons."
         ]
         return "\n".join(lines)
 
@@ -83,11 +86,12 @@ class Verification:
         }
 
 
-def verify(found: LedgerSummary) -> Verification:
+def verify(found: LedgerSummary, marks: Iterable[Marks] = ()) -> Verification:
     """Recompute a ledger.
 
     Args:
         found: From `fedprofile.client.ledger_summary.summary`.
+        marks: What the directory and the account remember of it, read before the ledger where a client runs.
 
     Returns:
         The verification.
@@ -104,10 +108,18 @@ def verify(found: LedgerSummary) -> Verification:
     ):
         if taken > life * (1 + SLACK):
             problems.append(f"the runs' caps come to {name}={taken:g}, above the life's {life:g}")
+    problems += _unknown(found, marks)
     for reading in found.segments:
         plan, number = reading.segment.plan, reading.segment.number
         if reading.steps > plan.cap_steps or reading.tables > plan.cap_tables:
             problems.append(f"run {number} has more steps or tables than its caps")
+        for kind, spent in ((TRAIN, reading.train), (EVALUATE, reading.evaluation)):
+            if spent.epsilon > plan.epsilon * (1 + SLACK):
+                problems.append(
+                    f"run {number}, {kind}, has spent epsilon={spent.epsilon:.6g}, above its cap {plan.epsilon:g} "
+                    f"(delta={plan.delta:g})"
+                )
+    problems += _strange_releases(found)
     problems += [
         f"{one.what} of run {one.segment}, {one.kind}: epsilon={one.epsilon:.6g}, and the second accountant finds "
         f"{one.second:.6g} (delta={one.delta:g})"
@@ -115,6 +127,42 @@ def verify(found: LedgerSummary) -> Verification:
         if not one.holds
     ]
     return Verification(tuple(comparisons), tuple(problems))
+
+
+def _unknown(found: LedgerSummary, marks: Iterable[Marks]) -> list[str]:
+    """What is known of the ledger outside of it, and not in it."""
+    held = {LedgerMark(), *(LedgerMark(entry.sequence, entry.head) for entry in found.releases), *found.accepted}
+    problems = []
+    for kept in marks:
+        if kept.last not in held:
+            problems.append(f"release {kept.last.sequence}, which was reserved here, is another one or not there")
+        if kept.budget and kept.budget not in {budget.head for budget in found.budgets}:
+            problems.append("a budget that was known here is another one or not there")
+    return list(dict.fromkeys(problems))
+
+
+def _strange_releases(found: LedgerSummary) -> list[str]:
+    """Releases that no run's mechanism explains."""
+    plans = {reading.segment.number: reading.segment.plan for reading in found.segments}
+    problems = []
+    for entry in found.releases:
+        plan = plans.get(entry.segment)
+        if plan is None:
+            problems.append(f"release {entry.sequence} is of run {entry.segment}, which is not there")
+            continue
+        if entry.kind not in (TRAIN, EVALUATE):
+            problems.append(f"release {entry.sequence} is of a kind that no run has")
+            continue
+        event = plan.train_event if entry.kind == TRAIN else plan.table_event
+        # A write-off stands for several releases, or for what a cap had left.
+        wanted = MechanismEvent(
+            event.sample_rate, event.noise_multiplier, entry.steps if entry.written_off else event.steps
+        )
+        if entry.event != wanted or entry.steps < 1:
+            problems.append(
+                f"release {entry.sequence} has another sample rate, noise or steps than run {entry.segment}"
+            )
+    return problems
 
 
 def second_epsilon(events: Iterable[MechanismEvent], delta: float) -> float:

@@ -22,6 +22,7 @@ from fedprofile.client.policy import Policy
 from fedprofile.client.randomness import SecureRandomness
 from fedprofile.client.received import AdapterFolder
 from fedprofile.client.records import ExampleSource, RecordSource
+from fedprofile.client.registry import Registry
 from fedprofile.client.training import PrivateTrainer, TrainingSettings
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError, RefusalCode
@@ -126,7 +127,9 @@ def load_model(card: FederationCard, tenant: TenantFile, folder: Path) -> tuple[
     return ProfileModel(card, base, tokenizer), tokenizer
 
 
-def open_site(directory: TenantDirectory, agreement: Agreement, examples: ExampleSource, say: Say) -> Site:
+def open_site(
+    directory: TenantDirectory, agreement: Agreement, examples: ExampleSource, say: Say, registry: Registry | None
+) -> Site:
     """Open everything that a round needs, so that a round is only training.
 
     Args:
@@ -134,6 +137,7 @@ def open_site(directory: TenantDirectory, agreement: Agreement, examples: Exampl
         agreement: What the tenant agreed to; see `read_agreement`.
         examples: Reads the source.
         say: Takes plain lines for the tenant.
+        registry: See `fedprofile.client.agreement.claim_population`.
 
     Returns:
         The site; close it.
@@ -145,13 +149,18 @@ def open_site(directory: TenantDirectory, agreement: Agreement, examples: Exampl
         SelfTestError: What is installed would not train this model rightly; nothing has been spent.
     """
     card, tenant, frozen = agreement.card, agreement.tenant, agreement.segment
-    ledger = agreement.open_ledger(directory)
+    ledger = agreement.open_ledger(directory, registry)
     try:
         segment = ledger.segment_of(frozen.plan)
         if segment is None:
             raise ConfigError(
                 f"{ledger.path}: holds no segment for this run; restore its newest copy, or join again with "
                 f"`flower-client join --dir {directory.root}`."
+            )
+        if segment.plan != frozen.plan:
+            raise ConfigError(
+                f"{ledger.path}: holds this run with another noise than was frozen at join, so it was edited; restore "
+                "its newest copy."
             )
         model, tokenizer = load_model(card, tenant, directory.root)
         cache = PrefixCache(model, folder=directory.cache, secret=directory.secret())

@@ -9,9 +9,13 @@ How many are missing: the mark's number less that of the last entry which both h
 file was continued after it was restored, its own last entry is not shared, so only what is proven counts: the marks
 beside the ledger (`fedprofile.client.high_water`), or, for a server's mark, the newest entry of this file that this
 server has shown. Without proof everything up to the mark counts as missing.
+
+A loss that only the server claims, while the marks here fit the ledger, is remembered as such: a server that lies could
+otherwise have a person write off what was never lost.
 """
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedprofile.client.ledger_schema import EVALUATE, TRAIN, Segment, read_segments, used_steps
@@ -40,13 +44,14 @@ class Charge:
     event: MechanismEvent
 
 
-def note_foreign(connection: sqlite3.Connection, marks: list[LedgerMark], common: int) -> None:
-    """Remember the marks of one foreign history until a person writes it off; only the newest history is kept.
+def note_foreign(connection: sqlite3.Connection, marks: Mapping[LedgerMark, int], *, claimed: bool = False) -> None:
+    """Remember the marks of a foreign history until a person writes it off; only what was noted last is kept.
 
     Args:
         connection: In a transaction.
-        marks: What is known of it.
-        common: The last entry that it is known to share with this file, 0 for none.
+        marks: What is known of it, each with the last entry that its history is known to share with this file, 0 for
+            none.
+        claimed: Whether only the server says so.
 
     Raises:
         MessageError: A mark is not one that any ledger can come to.
@@ -54,8 +59,8 @@ def note_foreign(connection: sqlite3.Connection, marks: list[LedgerMark], common
     if any(mark.sequence >= LARGEST for mark in marks):
         raise MessageError("a ledger mark is beyond what a ledger can come to: the file that it stands in is damaged.")
     connection.execute("DELETE FROM foreign_marks WHERE NOT accepted")
-    rows = [(mark.sequence, mark.head, common) for mark in marks]
-    connection.executemany("INSERT OR IGNORE INTO foreign_marks VALUES (?, ?, ?, 0)", rows)
+    rows = [(mark.sequence, mark.head, common, claimed) for mark, common in marks.items()]
+    connection.executemany("INSERT OR IGNORE INTO foreign_marks VALUES (?, ?, ?, ?, 0)", rows)
 
 
 def accepts_foreign(connection: sqlite3.Connection, mark: LedgerMark) -> bool:
@@ -67,6 +72,12 @@ def accepts_foreign(connection: sqlite3.Connection, mark: LedgerMark) -> bool:
 def accept_foreign(connection: sqlite3.Connection) -> None:
     """Count every remembered mark as known from here on."""
     connection.execute("UPDATE foreign_marks SET accepted = 1")
+
+
+def only_claimed(connection: sqlite3.Connection) -> bool:
+    """Whether nobody but the server says that anything is missing."""
+    [known] = connection.execute("SELECT min(claimed) FROM foreign_marks WHERE NOT accepted").fetchone()
+    return bool(known)
 
 
 def missing_entries(connection: sqlite3.Connection) -> int:

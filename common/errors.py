@@ -4,6 +4,7 @@
     +-- InputError                 exit code 2: a file, an option or data that cannot be used as it is
     |   +-- ConfigError            a TOML or JSON file, or a command-line value
     |   +-- DataError              rows of a source, each problem named by line and column, never by value
+    |   +-- ReleaseError           a finished reply that is not what the ledger notes, or that is damaged
     +-- RefusalError               exit code 3: a promise would be broken; carries a `RefusalCode`
         +-- PolicyRefusal          beyond the tenant's policy, or a card the tenant has not agreed to
         +-- BudgetRefusal          beyond the tenant's budget
@@ -107,6 +108,10 @@ class DataError(InputError):
     def in_full(self) -> "DataError":
         """The same error with every problem in its message."""
         return DataError(self.summary, self.problems, shown=len(self.problems))
+
+
+class ReleaseError(InputError):
+    """A stored reply is not, or is no longer, what was released; nothing is sent in its place."""
 
 
 class RefusalError(FedprofileError):

@@ -81,6 +81,7 @@ def _read(rehearsal: Rehearsal, name: str) -> TenantExamples:
     with Ledger.open(
         rehearsal.ledger(name),
         population=settings.population.name,
+        user_column=settings.columns.user,
         epsilon=settings.budget.epsilon,
         delta=settings.life_delta,
         evaluation_users=settings.privacy.evaluation_users,

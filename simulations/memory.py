@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.ledger_file import create
-from fedprofile.client.ledger_schema import EVALUATE, TRAIN, Segment, read_entries
+from fedprofile.client.ledger_schema import EVALUATE, FORMAT, TRAIN, Population, Segment, read_entries
 from fedprofile.common.accounting import PrivacyLoss, compose
 from fedprofile.common.messages import Reply
 from fedprofile.common.tenant import TenantFile
@@ -17,13 +17,14 @@ class MemoryLedger(Ledger):
 
     Args:
         population: Its name.
-        tenant: Whose budget and fraction of evaluation users it holds.
+        tenant: Whose budget, column of users and fraction of evaluation users it holds.
     """
 
     def __init__(self, population: str, tenant: TenantFile) -> None:
         connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         share = tenant.privacy.evaluation_users
-        create(connection, population, tenant.budget.epsilon, tenant.life_delta, share, os.urandom(32))
+        whose = Population(FORMAT, population, tenant.columns.user, share, os.urandom(32))
+        create(connection, whose, tenant.budget.epsilon, tenant.life_delta)
         super().__init__(Path(f"memory of {population}"), connection, lock=-1)
 
     def spent(self, segment: Segment) -> PrivacyLoss:
@@ -46,6 +47,10 @@ class LastReply:
     def get(self, key: str) -> Reply | None:
         """The finished reply to a question, if it was the last one."""
         return self._reply if key == self._key else None
+
+    def holds(self, key: str) -> bool:
+        """Whether it was the last question."""
+        return self._reply is not None and key == self._key
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep a finished reply instead of the one before."""

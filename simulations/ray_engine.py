@@ -128,6 +128,7 @@ def _answer(experiment: str, cell: str, folder: Path, partition: int, message: M
     with Ledger.open(
         _ledger(folder, tenant),
         population=tenant.name,
+        user_column=file.columns.user,
         epsilon=file.budget.epsilon,
         delta=file.life_delta,
         evaluation_users=file.privacy.evaluation_users,

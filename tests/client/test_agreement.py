@@ -1,5 +1,6 @@
 """One budget for the same users: what people ordinarily do to directories, names, files and ledgers gives no second."""
 
+import re
 import shutil
 import sqlite3
 import threading
@@ -10,17 +11,16 @@ from typing import Any
 
 import pytest
 
-from fedprofile.client.agreement import agree, claim_population, read_agreement
+from fedprofile.client.agreement import agree, claim_population, open_behind, read_agreement
 from fedprofile.client.directory import TenantDirectory, write_model
 from fedprofile.client.enrolment import make_key
-from fedprofile.client.high_water import HighWater, Marks
 from fedprofile.client.ledger_summary import summary
 from fedprofile.client.registry import Registry
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.card import FederationCard
 from fedprofile.common.enrolment import Invite
 from fedprofile.common.errors import BudgetRefusal, ConfigError, LedgerBehindError
-from fedprofile.common.messages import Kind, LedgerMark
+from fedprofile.common.messages import Kind
 
 TENANT = """
 [source]
@@ -179,7 +179,7 @@ def test_an_sql_source_is_known_by_its_url_without_password_and_its_query(machin
         machine.agree(machine.tenant("lite-2", name="lite-2", source=absolute))
 
 
-@pytest.mark.parametrize("known_by", ["segment.json", "registry", "marks"])
+@pytest.mark.parametrize("known_by", ["segment.json", "registry", "marks", "account's marks"])
 @pytest.mark.parametrize("emptied", [False, True])
 def test_a_lost_ledger_is_never_made_anew(machine: Machine, known_by: str, emptied: bool) -> None:
     place = machine.tenant("one")
@@ -189,8 +189,10 @@ def test_a_lost_ledger_is_never_made_anew(machine: Machine, known_by: str, empti
         registered.unlink()
     if known_by != "segment.json":
         place.segment.unlink()
-    if known_by == "marks":
-        HighWater(place.marks, "shop").write(Marks(last=LedgerMark(1, "a" * 64)))
+    if known_by != "marks":
+        shutil.rmtree(place.marks)
+    if known_by != "account's marks":
+        shutil.rmtree(machine.registry.marks)
     [ledger] = machine.ledgers()
     for path in machine.populations.glob("shop.sqlite*"):
         path.unlink()
@@ -203,10 +205,45 @@ def test_a_lost_ledger_is_never_made_anew(machine: Machine, known_by: str, empti
         machine.agree(place)
     if known_by == "segment.json":
         with pytest.raises(ConfigError, match="is not there; restore its newest copy"):
-            read_agreement(place).open_ledger(place)
+            read_agreement(place).open_ledger(place, machine.registry)
     if emptied:
         with pytest.raises(ConfigError, match="is not a ledger"):
             summary(machine.root / ledger)
+
+
+def _with_user(place: TenantDirectory, column: str) -> None:
+    text = place.tenant_file.read_text()
+    place.tenant_file.write_text(re.sub('user = "[a-z]+"', f'user = "{column}"', text))
+
+
+@pytest.mark.parametrize("known_by", ["segment.json", "ledger"])
+def test_the_users_column_is_fixed(machine: Machine, known_by: str) -> None:
+    """What was promised to a user may not become a promise to each of a user's sessions."""
+    place = machine.tenant("one")
+    machine.agree(place)
+    assert place.read_segment().user_column == "visitor"
+    _with_user(place, "session")
+    with pytest.raises(ConfigError, match=r"columns.user is session, and visitor was frozen at join"):
+        read_agreement(place)
+    if known_by == "segment.json":
+        with pytest.raises(ConfigError, match=r"tenant.toml: columns.user='session' differs from 'visitor'"):
+            _claim(machine, place)
+    else:
+        place.segment.unlink()
+    with pytest.raises(ConfigError, match=r"columns.user='session' differs from 'visitor'") as refused:
+        machine.agree(place)
+    assert refused.value.exit_code == 2
+    _with_user(place, "visitor")
+    assert machine.agree(place) == 1
+    read_agreement(place)
+
+
+def test_every_federation_over_a_population_counts_by_the_same_column(machine: Machine) -> None:
+    machine.agree(machine.tenant("one"))
+    second = machine.tenant("two", card="second")
+    _with_user(second, "session")
+    with pytest.raises(ConfigError, match=r"columns.user='session' differs from 'visitor', .* population 'shop'"):
+        machine.agree(second)
 
 
 def test_another_directory_does_not_make_a_lost_ledger_anew(machine: Machine) -> None:
@@ -241,11 +278,42 @@ def test_join_compares_with_the_directorys_marks(machine: Machine) -> None:
     machine.agree(place)
     ledger = machine.root / "a" / "shop.sqlite"
     shutil.copy(ledger, machine.root / "backup")
-    with read_agreement(place).open_ledger(place) as opened:
+    with read_agreement(place).open_ledger(place, machine.registry) as opened:
         opened.reserve(opened.segments()[0], Kind.TRAIN, 1, "b" * 64)
     shutil.copy(machine.root / "backup", ledger)
     with pytest.raises(LedgerBehindError, match="write-off"):
         machine.agree(place)
+
+
+def test_an_old_copy_is_noticed_through_every_directory_of_the_account(machine: Machine) -> None:
+    """Another directory has no marks of those reservations, nor has one whose marks were deleted."""
+    first = machine.tenant("one", ledger="../a/shop.sqlite")
+    second = machine.tenant("two", card="second", ledger="../a/shop.sqlite")
+    for place in (first, second):
+        place.tenant_file.write_text(place.tenant_file.read_text().replace("epsilon = 3.0", "epsilon = 2.0"))
+        machine.agree(place)
+    ledger = machine.root / "a" / "shop.sqlite"
+    shutil.copy(ledger, machine.root / "backup")
+    with read_agreement(first).open_ledger(first, machine.registry) as opened:
+        opened.reserve(opened.segments()[0], Kind.TRAIN, 1, "b" * 64)
+    shutil.copy(machine.root / "backup", ledger)
+    sentence = r"ends at entry 0, and a directory of this account has reserved entry 1 .*write-off"
+    with pytest.raises(LedgerBehindError, match=sentence):
+        read_agreement(second).open_ledger(second, machine.registry)
+    with pytest.raises(LedgerBehindError, match=sentence):
+        machine.agree(second)
+    shutil.rmtree(first.marks)
+    with pytest.raises(LedgerBehindError, match=sentence):
+        read_agreement(first).open_ledger(first, machine.registry)
+    kept = machine.registry.marks / "shop.json"
+    assert kept.stat().st_mode & 0o777 == 0o600 and kept.parent.stat().st_mode & 0o777 == 0o700
+    with open_behind(second, second.read_segment(), machine.registry) as opened:
+        assert opened.missing() == 1
+        opened.write_off()
+    with read_agreement(second).open_ledger(second, machine.registry) as opened:
+        opened.reserve(opened.segments()[1], Kind.TRAIN, 1, "b" * 64)
+    # The other directory's own marks are of a loss that is written off by now.
+    read_agreement(first).open_ledger(first, machine.registry).close()
 
 
 def test_two_joins_at_once_make_one_ledger(machine: Machine) -> None:

@@ -12,6 +12,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
+from tests.client.questions import key_of
 
 from fedprofile.client.app import TenantApp, client_app
 from fedprofile.client.evaluation import PrivateEvaluator
@@ -24,7 +25,7 @@ from fedprofile.client.sampling import TenantRecords
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.adapters import Layout, arrays_hash
 from fedprofile.common.card import FederationCard
-from fedprofile.common.errors import BudgetRefusal, DataError, Problem, RefusalCode
+from fedprofile.common.errors import BudgetRefusal, DataError, Problem, RefusalCode, ReleaseError
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import (
     TABLE,
@@ -120,7 +121,9 @@ def _records(users: list[str]) -> EncodedRecords:
 def world(tmp_path: Path, card_data: Callable[..., dict[str, Any]]) -> Iterator[World]:
     card = FederationCard.model_validate(card_data(training={"rounds": 5, "local_steps": 10}))
     plan = SegmentPlan(card.hash, 3.0, 1e-6, 0.1, 2.0, 1.0, 4, 10, 30, 5.0, 2)
-    ledger = Ledger.open(tmp_path / "pop.sqlite", population="p", epsilon=3.0, delta=1e-6, evaluation_users=0.2)
+    ledger = Ledger.open(
+        tmp_path / "pop.sqlite", population="p", user_column="user", epsilon=3.0, delta=1e-6, evaluation_users=0.2
+    )
     trainer, outbox = Linear(ledger=ledger), Outbox(tmp_path / "outbox")
     users = [f"user-{number}" for number in range(20)]
     delivered: list[tuple[int, str]] = []
@@ -231,6 +234,98 @@ def test_a_finished_reply_stays_when_someone_leaves(world: World) -> None:
     again = world.app.handle(world.request())
     assert again.arrays["w"].tobytes() == first.arrays["w"].tobytes() and again.ledger == first.ledger
     assert len(world.read().releases) == 1
+
+
+def _stored(world: World, request: Request) -> Path:
+    return world.outbox._folder / f"{key_of(request)}.safetensors"
+
+
+def _forge(world: World, request: Request, **changes: Any) -> None:
+    found = world.outbox.get(key_of(request))
+    assert found is not None
+    world.outbox.put(key_of(request), replace(found, **changes))
+
+
+OTHERS: list[dict[str, Any]] = [
+    {"arrays": {"user u17 bought insulin": np.array([17.0, 1.0])}},
+    {"arrays": {"w": np.zeros(5, np.float32)}},
+    {"arrays": {"w": np.zeros(4, np.float64)}},
+    {"arrays": {"w": np.zeros(4, np.float32), "v": np.zeros(4, np.float32)}},
+    {"arrays": {"w": np.full(4, 7, np.float32)}},
+    {"arrays": {}},
+    {"kind": Kind.EVALUATE},
+    {"card_hash": "0" * 64},
+    {"round": 2},
+]
+
+
+@pytest.mark.parametrize("change", OTHERS, ids=[str(number) for number in range(len(OTHERS))])
+def test_a_stored_reply_that_is_not_what_was_released_is_never_sent(
+    world: World, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    first = world.app.handle(world.request())
+    _forge(world, world.request(), **change)
+    with pytest.raises(ReleaseError):
+        world.app.handle(world.request())
+    assert refusal_of(world.app.answer(_message(world.request()))) is RefusalCode.UNAVAILABLE
+    assert "restore" in caplog.text and "paid for, anew" in caplog.text
+    # Nothing was drawn in its place, nothing was paid, and the note stays.
+    assert len(world.read().releases) == 1 and len(world.sources) == 1
+    assert world.read().payloads == {1: arrays_hash(first.arrays)}
+    world.app.handle(world.request(number=3))
+
+
+def test_a_run_that_was_joined_anew_with_other_settings_gives_the_same_bytes(world: World) -> None:
+    """Another segment of the same card: the question is the same, and other noise over it would cost again."""
+    first = world.app.handle(world.request())
+    plan = replace(world.app._segment.plan, epsilon=1.0, delta=1e-7)
+    world.ledger.raise_budget(9.0, 1e-5, "for the test")
+    world.app._segment = world.ledger.open_segment(plan)
+    again = world.app.handle(world.request())
+    assert again.arrays["w"].tobytes() == first.arrays["w"].tobytes() and len(world.read().releases) == 1
+    _stored(world, world.request()).write_bytes(b"damaged")
+    with pytest.raises(ReleaseError):
+        world.app.handle(world.request())
+
+
+def test_a_stored_table_must_be_one(world: World) -> None:
+    world.app.handle(world.request(Kind.EVALUATE, 0))
+    _forge(world, world.request(Kind.EVALUATE, 0), arrays={TABLE: np.zeros(9)})
+    with pytest.raises(ReleaseError):
+        world.app.handle(world.request(Kind.EVALUATE, 0))
+
+
+@pytest.mark.parametrize("other", [{"number": 2}, {"arrays": {"w": np.ones(4, np.float32)}}], ids=["round", "arrays"])
+def test_the_reply_to_another_question_is_never_sent(world: World, other: dict[str, Any]) -> None:
+    world.app.handle(world.request())
+    world.app.handle(world.request(**other))
+    _stored(world, world.request()).write_bytes(_stored(world, world.request(**other)).read_bytes())
+    with pytest.raises(ReleaseError):
+        world.app.handle(world.request())
+
+
+def test_a_damaged_reply_that_was_released_is_drawn_anew_only_when_a_person_deletes_it(world: World) -> None:
+    world.app.handle(world.request())
+    _stored(world, world.request()).write_bytes(b"damaged")
+    with pytest.raises(ReleaseError, match=r"restore it\. Where it is lost, delete it"):
+        world.app.handle(world.request())
+    assert len(world.read().releases) == 1
+    _stored(world, world.request()).unlink()
+    world.app.handle(world.request())
+    assert len(world.read().releases) == 2
+
+
+def test_a_damaged_reply_that_was_never_released_is_as_a_training_that_was_cut_off(world: World) -> None:
+    def cut(released: LedgerMark, payload: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    noted, world.ledger.mark_released = world.ledger.mark_released, cut  # type: ignore[method-assign]
+    with pytest.raises(OSError):
+        world.app.handle(world.request())
+    world.ledger.mark_released = noted  # type: ignore[method-assign]
+    _stored(world, world.request()).write_bytes(b"damaged")
+    reply = world.app.handle(world.request())
+    assert len(world.read().releases) == 2 and world.read().payloads == {2: arrays_hash(reply.arrays)}
 
 
 def test_each_kind_sees_only_its_own_users(world: World) -> None:

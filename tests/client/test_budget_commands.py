@@ -22,7 +22,8 @@ from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import solve_noise_multiplier
 from fedprofile.common.card import FederationCard
 from fedprofile.common.enrolment import Invite
-from fedprofile.common.messages import Kind
+from fedprofile.common.errors import LedgerBehindError
+from fedprofile.common.messages import Kind, LedgerMark
 
 CLIENT = Path(sys.executable).parent / "flower-client"
 
@@ -68,7 +69,7 @@ class Tenant:
         return on_a_terminal([CLIENT, *arguments, "--dir", self.place.root], answer, self.environment)
 
     def reserve(self, count: int) -> None:
-        with read_agreement(self.place).open_ledger(self.place) as ledger:
+        with read_agreement(self.place).open_ledger(self.place, Registry.of_user()) as ledger:
             [segment] = ledger.segments()
             for number in range(count):
                 ledger.reserve(segment, Kind.TRAIN, number + 1, "b" * 64)
@@ -136,7 +137,7 @@ def test_a_write_off_charges_a_run_that_was_lost_as_a_whole(tenant: Tenant) -> N
     """The backup is from before the join."""
     plan = tenant.place.read_segment().plan
     tenant.reserve(1)
-    with read_agreement(tenant.place).open_ledger(tenant.place) as ledger:
+    with read_agreement(tenant.place).open_ledger(tenant.place, Registry.of_user()) as ledger:
         ledger._connection.executescript("DELETE FROM entries; DELETE FROM segments;")
     written = tenant.run("budget", "--write-off", "--yes")
     assert written.returncode == 0, written.stderr
@@ -145,8 +146,38 @@ def test_a_write_off_charges_a_run_that_was_lost_as_a_whole(tenant: Tenant) -> N
     assert reading.segment.plan == plan and (reading.steps, reading.tables) == (2, 1)
 
 
+def test_a_write_off_that_only_the_server_asks_for_says_so(tenant: Tenant) -> None:
+    tenant.reserve(1)
+    with (
+        read_agreement(tenant.place).open_ledger(tenant.place, Registry.of_user()) as ledger,
+        pytest.raises(LedgerBehindError, match="ask the operator first"),
+    ):
+        ledger.check_mark(LedgerMark(900, "f" * 64))
+    code, shown = tenant.on_a_terminal("n", "budget", "--write-off")
+    said = " ".join(shown.split())
+    assert code == 3 and said.count("Only the server claims this: the marks in this directory and of this account") == 2
+    assert "so ask the operator first. Count this as spent for good" in said
+    assert [row.written_off for row in summary(tenant.ledger).releases] == [False]
+
+
+def test_a_lost_raise_is_taken_as_it_is_by_a_person(tenant: Tenant) -> None:
+    shutil.copy(tenant.ledger, tenant.ledger.with_name("backup"))
+    file = tenant.place.tenant_file
+    file.write_text(file.read_text().replace("epsilon = 8.0", "epsilon = 11.0"))
+    assert tenant.run("budget", "--raise", "second campaign", "--yes").returncode == 0
+    shutil.copy(tenant.ledger.with_name("backup"), tenant.ledger)
+    file.write_text(file.read_text().replace("epsilon = 11.0", "epsilon = 8.0"))
+    started = tenant.run("start")
+    assert started.returncode == 3 and "lacks a budget that was known in this directory" in started.stderr
+    verified = tenant.run("budget", "--verify")
+    assert verified.returncode == 3 and "a budget that was known here is another one" in verified.stderr
+    code, shown = tenant.on_a_terminal("y", "budget", "--write-off")
+    assert code == 0 and "A budget that was known here is not in this ledger" in shown
+    tenant.reserve(1)
+
+
 def test_a_ledger_in_use_is_one_plain_sentence(tenant: Tenant) -> None:
-    with read_agreement(tenant.place).open_ledger(tenant.place):
+    with read_agreement(tenant.place).open_ledger(tenant.place, Registry.of_user()):
         refused = tenant.run("budget", "--write-off", "--yes")
     assert refused.returncode == 2
     assert "another process is writing to this ledger; stop it first" in refused.stderr
@@ -171,7 +202,7 @@ def test_the_ledger_is_verified_and_exported(tenant: Tenant, tmp_path: Path) -> 
     assert file.stat().st_mode & 0o777 == 0o600
     assert tenant.run("budget", "--export", str(file / "below")).returncode == 2
 
-    with read_agreement(tenant.place).open_ledger(tenant.place) as ledger:
+    with read_agreement(tenant.place).open_ledger(tenant.place, Registry.of_user()) as ledger:
         ledger._connection.execute("UPDATE entries SET steps = 1 WHERE sequence = 1")
     found = tenant.run("budget", "--verify")
     assert found.returncode == 3
@@ -182,8 +213,10 @@ def test_the_ledger_is_verified_and_exported(tenant: Tenant, tmp_path: Path) -> 
 
 def test_a_budget_is_raised_by_a_person_who_says_why(tenant: Tenant) -> None:
     tenant.reserve(1)
-    no_raise = tenant.run("budget", "--raise", "because", "--yes")
-    assert no_raise.returncode == 2 and "is no raise of epsilon=8" in no_raise.stderr
+    for yes in ((), ("--yes",)):
+        no_raise = tenant.run("budget", "--raise", "because", *yes)
+        assert no_raise.returncode == 2 and "is no raise of epsilon=8" in no_raise.stderr
+        assert "was  epsilon" not in no_raise.stdout
 
     file = tenant.place.tenant_file
     file.write_text(file.read_text().replace("epsilon = 8.0", "epsilon = 11.0"))
@@ -191,6 +224,11 @@ def test_a_budget_is_raised_by_a_person_who_says_why(tenant: Tenant) -> None:
     assert (
         started.returncode == 2 and "or raise the budget with `flower-client budget --raise REASON`" in started.stderr
     )
+    forged = tenant.run("budget", "--raise", "ok\nReleases: 0", "--yes")
+    assert forged.returncode == 2 and "in one line of plain text" in forged.stderr
+    # What cannot be is said before anybody is asked.
+    nameless = tenant.run("budget", "--raise", " ")
+    assert nameless.returncode == 2 and "needs a reason" in nameless.stderr
     blind = tenant.run("budget", "--raise", "second campaign")
     assert blind.returncode == 2 and "give --yes" in blind.stderr
     blank = tenant.run("budget", "--raise", " ", "--yes")

@@ -24,6 +24,7 @@ from fedprofile.client.cli import app
 from fedprofile.client.directory import TenantDirectory, write_model
 from fedprofile.client.enrolment import make_key, read_key
 from fedprofile.client.records import ExampleSource
+from fedprofile.client.registry import Registry
 from fedprofile.client.tenant_template import tenant_template
 from fedprofile.common.adapters import arrays_hash
 from fedprofile.common.card import FederationCard
@@ -264,6 +265,7 @@ def test_an_unchanged_card_is_said_to_be(home: Home) -> None:
         ("sample_rate = 0.5", "sample_rate = 0.6", "privacy.sample_rate"),
         ("declared_users = 50", "declared_users = 60", "population.declared_users"),
         ("epsilon = 4.0", "epsilon = 5.0", "run.epsilon"),
+        ('user = "visitor"', 'user = "device"', "columns.user is device, and visitor was frozen at join"),
         ("populations/shop", "populations/other", "population.ledger"),
         ("../populations/shop", "populations/shop", "population.ledger"),
         ("[policy]", "[polic]", "did you mean 'policy'?"),
@@ -464,7 +466,7 @@ def test_a_whole_run(home: Home, superlink: "SuperLink") -> None:
         for name, a in first.arrays.items()
     ]
     shown = home.run("budget", "--dir", str(home.root), "--show", "2")[1]
-    assert "Sent, with exactly these fields" in shown and all(name in shown for name in first.arrays)
+    assert "Released for sending, with exactly these fields" in shown and all(name in shown for name in first.arrays)
     [stored] = [path for path in home.place.outbox.iterdir() if b'"evaluate"' in path.read_bytes()]
     stored.unlink()
     assert "not in this directory's outbox" in home.run("budget", "--dir", str(home.root), "--show", "1")[1]
@@ -504,7 +506,8 @@ def test_the_end_of_the_run_is_known_once_it_was_told(home: Home) -> None:
     agreement = read_agreement(home.place)
 
     def opened() -> "Site":
-        return open_site(home.place, agreement, ExampleSource(agreement.tenant, home.card, home.root), print)
+        examples = ExampleSource(agreement.tenant, home.card, home.root)
+        return open_site(home.place, agreement, examples, print, Registry.of_user())
 
     def asked(kind: Kind, arrays: Arrays) -> Message:
         # Flower lets only a process with a task's identity make a message.

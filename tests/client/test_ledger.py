@@ -15,11 +15,11 @@ import pytest
 
 from fedprofile.client.budget_text import budget_text
 from fedprofile.client.ledger import Ledger
-from fedprofile.client.ledger_schema import chained
+from fedprofile.client.ledger_chain import chained
 from fedprofile.client.ledger_summary import summary
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.accounting import MechanismEvent, compose
-from fedprofile.common.errors import BudgetRefusal, ConfigError, RefusalCode
+from fedprofile.common.errors import BudgetRefusal, ConfigError, RefusalCode, ReleaseError
 from fedprofile.common.messages import GENESIS, Kind, LedgerMark
 
 PLAN = SegmentPlan(
@@ -39,7 +39,13 @@ QUESTION = "b" * 64
 
 
 def _open(path: Path, **changes: object) -> Ledger:
-    settings: dict[str, object] = {"population": "shop", "epsilon": 8.0, "delta": 1e-5, "evaluation_users": 0.2}
+    settings: dict[str, object] = {
+        "population": "shop",
+        "user_column": "user",
+        "epsilon": 8.0,
+        "delta": 1e-5,
+        "evaluation_users": 0.2,
+    }
     return Ledger.open(path, **{**settings, **changes})  # type: ignore[arg-type]
 
 
@@ -52,7 +58,9 @@ def test_what_is_reserved_is_there_after_kill_9(tmp_path: Path) -> None:
         from fedprofile.client.ledger import Ledger
         from fedprofile.client.segments import SegmentPlan
         from fedprofile.common.messages import Kind
-        ledger = Ledger.open(Path({str(path)!r}), population="shop", epsilon=8.0, delta=1e-5, evaluation_users=0.2)
+        ledger = Ledger.open(
+            Path({str(path)!r}), population="shop", user_column="user", epsilon=8.0, delta=1e-5, evaluation_users=0.2
+        )
         segment = ledger.open_segment({PLAN!r})
         for number in (1, 2):
             entry = ledger.reserve(segment, Kind.TRAIN, number, {QUESTION!r})
@@ -90,7 +98,10 @@ def test_a_second_writer_is_refused_and_a_reader_is_not(tmp_path: Path) -> None:
             from fedprofile.client.ledger import Ledger
             from fedprofile.common.errors import ConfigError
             try:
-                Ledger.open(Path({str(path)!r}), population="shop", epsilon=8.0, delta=1e-5, evaluation_users=0.2)
+                Ledger.open(
+                    Path({str(path)!r}), population="shop", user_column="user", epsilon=8.0, delta=1e-5,
+                    evaluation_users=0.2,
+                )
             except ConfigError as error:
                 sys.exit(error.exit_code)
         """
@@ -165,6 +176,8 @@ def test_budget_fraction_and_name_are_fixed_for_life(tmp_path: Path) -> None:
     for change in ({"epsilon": 9.0}, {"delta": 2e-5}, {"evaluation_users": 0.3}, {"population": "other"}):
         with pytest.raises(ConfigError):
             _open(path, **change)
+    with pytest.raises(ConfigError, match=r"columns.user='session' differs from 'user', by which .* write user = "):
+        _open(path, user_column="session")
     _open(path).close()
 
 
@@ -176,6 +189,9 @@ def test_a_raised_budget_is_for_new_segments_and_the_old_one_stays_on_record(tmp
         for epsilon, delta in ((3.0, 1e-5), (2.0, 2e-5), (4.0, 9e-6)):
             with pytest.raises(ConfigError, match="is no raise"):
                 ledger.raise_budget(epsilon, delta, "asked for")
+        for reason in ("", " ", "asked for\nReleases: 0", "asked\r", "\x1b[2K", "asked\u2028for", "\u202e"):
+            with pytest.raises(ConfigError, match="reason"):
+                ledger.raise_budget(5.0, 1e-5, reason)
         assert ledger.raise_budget(5.0, 1e-5, "asked for").after_sequence == 1
         # The open run keeps its share, and a new one takes what was added and no more.
         assert ledger.open_segment(PLAN) == first
@@ -251,7 +267,9 @@ def test_a_head_cannot_be_searched_from_what_a_server_knows_or_guesses(tmp_path:
             fields.append(asdict(ledger.reserve(ledger.open_segment(PLAN), Kind.TRAIN, 1, QUESTION)))
     first, second = ({name: value for name, value in entry.items() if name != "head"} for entry in fields)
     assert chained(GENESIS, **first) == fields[0]["head"]
-    second["time"] = first["time"]
+    # Even with the key of the split, which the other chains start from.
+    same = ("time", "budget_head", "segment_head", "released_head")
+    second |= {name: first[name] for name in same}
     public = {name: value for name, value in first.items() if name != "salt"}
     assert public == {name: value for name, value in second.items() if name != "salt"}
     # Everything is guessed right, and the salts are left out, taken from elsewhere, or empty.
@@ -331,6 +349,12 @@ def test_an_auditors_export_lets_the_chain_be_recomputed_and_holds_no_secret(tmp
     assert export["chain_holds"] is True
     told = found.as_dict()
     assert {name for name in told if export[name] != told[name]} == {"releases"}
+    for rows in (export["chains"][name] for name in ("budgets", "segments", "released")):
+        head = export["chains"]["start"]
+        for row in rows:
+            head = chained(head, **{name: value for name, value in row.items() if name != "head"})
+            assert head == row["head"]
+    assert export["releases"][1]["budget_head"] == export["chains"]["budgets"][-1]["head"]
     head = GENESIS
     for row in export["releases"]:
         values = {name: value for name, value in row.items() if name not in ("head", "payload")}
@@ -361,7 +385,8 @@ def test_the_summary_composes_the_releases(tmp_path: Path) -> None:
         ledger.reserve(first, Kind.TRAIN, 1, QUESTION)
         entry = ledger.reserve(first, Kind.TRAIN, 2, QUESTION)
         ledger.mark_released(LedgerMark(entry.sequence, entry.head), "e" * 64)
-        ledger.mark_released(LedgerMark(entry.sequence, entry.head), "f" * 64)
+        with pytest.raises(ReleaseError, match=r"stored reply of entry 2 is not what x.sqlite notes"):
+            ledger.mark_released(LedgerMark(entry.sequence, entry.head), "f" * 64)
         ledger.reserve(first, Kind.EVALUATE, 0, QUESTION)
         ledger.reserve(second, Kind.EVALUATE, 0, QUESTION)
         ledger.count_refusal(RefusalCode.POLICY)
@@ -441,7 +466,8 @@ def test_a_full_disk_is_not_told_as_a_damaged_ledger(tmp_path: Path) -> None:
     program = (
         "import resource, signal, sys; from pathlib import Path; from fedprofile.client.ledger import Ledger\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        "ledger = Ledger.open(Path(sys.argv[1]), population='other', epsilon=3.0, delta=1e-6, evaluation_users=0.2)\n"
+        "ledger = Ledger.open(Path(sys.argv[1]), population='other', user_column='user', epsilon=3.0, delta=1e-6,\n"
+        "                     evaluation_users=0.2)\n"
     )
     ran = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "y.sqlite")], capture_output=True, text=True, check=False

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fedprofile.client.budget_text import losses_text
 from fedprofile.client.high_water import HighWater, Marks
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.ledger_summary import summary
@@ -38,7 +39,9 @@ QUESTION = "b" * 64
 
 
 def _open(path: Path, marks: Path | None = None) -> Ledger:
-    return Ledger.open(path, population="shop", epsilon=8.0, delta=1e-5, evaluation_users=0.2, marks=marks)
+    return Ledger.open(
+        path, population="shop", user_column="user", epsilon=8.0, delta=1e-5, evaluation_users=0.2, marks=marks
+    )
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -190,6 +193,63 @@ def test_a_hostile_mark_can_stop_and_leaves_the_ledger_usable(tmp_path: Path) ->
     assert (spent.steps, spent.tables) == (100, 10), "never beyond what the segment could have released"
 
 
+def test_a_loss_that_only_the_server_claims_is_told_as_one(tmp_path: Path) -> None:
+    """A server that lies could otherwise have a tenant write its budgets off."""
+    path, marks = tmp_path / "x.sqlite", tmp_path / "marks"
+    forged = LedgerMark(900, "f" * 64)
+    with _open(path, marks) as ledger:
+        _train(ledger, 1)
+        with pytest.raises(LedgerBehindError, match=r"Only the server claims this: the marks .*ask the operator first"):
+            ledger.check_mark(forged)
+        assert ledger.only_claimed()
+        assert losses_text(ledger, PLAN).startswith("Only the server claims this")
+    with _open(path, marks) as ledger:
+        assert ledger.only_claimed(), "it is remembered for whoever writes off"
+    # Where nothing is known here the server may well be right.
+    with _open(path) as ledger:
+        with pytest.raises(LedgerBehindError) as refused:
+            ledger.check_mark(forged)
+        assert "Only the server" not in str(refused.value) and not ledger.only_claimed()
+
+
+def test_a_loss_that_the_marks_know_as_well_is_not_only_claimed(tmp_path: Path) -> None:
+    path, backup, marks = tmp_path / "x.sqlite", tmp_path / "backup", tmp_path / "marks"
+    with _open(path, marks) as ledger:
+        _train(ledger, 1)
+        _copy(path, backup)
+        seen = _train(ledger, 1)
+        # Overwritten in place while it is open.
+        _copy(backup, path)
+        with pytest.raises(LedgerBehindError, match="this directory has reserved entry 2") as refused:
+            ledger.check_mark(seen)
+        assert "Only the server" not in str(refused.value) and not ledger.only_claimed()
+
+
+def test_marks_of_directory_and_account_are_one_loss(tmp_path: Path) -> None:
+    path, backup = tmp_path / "x.sqlite", tmp_path / "backup"
+    marks, account = HighWater(tmp_path / "marks", "shop"), HighWater(tmp_path / "account", "shop", account=True)
+    with _open(path) as ledger:
+        ledger.keep_marks(marks, account)
+        _train(ledger, 2)
+    _copy(path, backup)
+    with _open(path) as ledger:
+        ledger.keep_marks(marks, account)
+        _train(ledger, 2)
+        ledger.keep_marks(account)
+        _train(ledger, 3)
+    _restore(backup, path)
+    with _open(path) as ledger:
+        with pytest.raises(LedgerBehindError, match="a directory of this account has reserved entry 7"):
+            ledger.keep_marks(marks, account)
+        # 3 to 7 are lost; the account's marks are 7, 6, 5, 3, and the directory's 4, 3, 2.
+        assert ledger.missing() == 7
+        ledger.write_off()
+        ledger.keep_marks(marks, account)
+        _train(ledger, 1)
+    kept = account.read()
+    assert kept is not None and kept.shown == LedgerMark()
+
+
 def test_a_damaged_mark_is_refused_and_leaves_the_ledger_usable(tmp_path: Path) -> None:
     path, marks = tmp_path / "x.sqlite", tmp_path / "marks"
     damaged = LedgerMark(2**62 - 1, "f" * 64)
@@ -248,7 +308,7 @@ def test_a_mark_is_on_the_disk_before_anything_can_be_drawn(tmp_path: Path) -> N
         from fedprofile.client.segments import SegmentPlan
         from fedprofile.common.messages import Kind
         ledger = Ledger.open(
-            Path({str(path)!r}), population="shop", epsilon=8.0, delta=1e-5, evaluation_users=0.2,
+            Path({str(path)!r}), population="shop", user_column="user", epsilon=8.0, delta=1e-5, evaluation_users=0.2,
             marks=Path({str(marks)!r}),
         )
         segment = ledger.open_segment({PLAN!r})
@@ -281,6 +341,7 @@ def test_no_reservation_without_its_mark(tmp_path: Path) -> None:
     path, marks = tmp_path / "x.sqlite", tmp_path / "marks"
     with _open(path, marks) as ledger:
         segment = ledger.open_segment(PLAN)
+        shutil.rmtree(marks)
         marks.touch()
         with pytest.raises(OSError):
             ledger.reserve(segment, Kind.TRAIN, 1, QUESTION)
@@ -325,7 +386,13 @@ def test_populations_of_one_directory_have_marks_of_their_own(tmp_path: Path) ->
     with _open(tmp_path / "shop.sqlite", marks) as ledger:
         _train(ledger, 2)
     with Ledger.open(
-        tmp_path / "clinic.sqlite", population="clinic", epsilon=8.0, delta=1e-5, evaluation_users=0.2, marks=marks
+        tmp_path / "clinic.sqlite",
+        population="clinic",
+        user_column="user",
+        epsilon=8.0,
+        delta=1e-5,
+        evaluation_users=0.2,
+        marks=marks,
     ) as ledger:
         _train(ledger, 1)
     _open(tmp_path / "shop.sqlite", marks).close()

@@ -351,7 +351,9 @@ def _open(folder: Path, tenant: TenantFile, base: Base, tokenizer: Tokenizer | N
     model = base.model
     card = model.card
     plan = SegmentPlan(card.hash, 3.0, 1e-6, 0.5, 2.0, 1.0, 4, 2, 4, 5.0, 9)
-    ledger = Ledger.open(folder / "shop.sqlite", population="shop", epsilon=8.0, delta=1e-6, evaluation_users=0.5)
+    ledger = Ledger.open(
+        folder / "shop.sqlite", population="shop", user_column="user", epsilon=8.0, delta=1e-6, evaluation_users=0.5
+    )
     cache = PrefixCache(model, folder=folder / "cache", secret=b"a secret of this tenant, 32 bytes")
 
     def refresh(records: EncodedRecords) -> None:

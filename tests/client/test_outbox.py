@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.client.questions import key_of
 
-from fedprofile.client.outbox import Outbox, key_of
+from fedprofile.client.outbox import Outbox
 from fedprofile.common.messages import Arrays, Kind, LedgerMark, Reply, Request
 
 

@@ -36,7 +36,9 @@ def _plan(noise_share: float = 1.0) -> SegmentPlan:
 
 
 def _ledger(path: Path, plan: SegmentPlan) -> LedgerSummary:
-    with Ledger.open(path, population="shop", epsilon=8.0, delta=1e-5, evaluation_users=0.2) as ledger:
+    with Ledger.open(
+        path, population="shop", user_column="user", epsilon=8.0, delta=1e-5, evaluation_users=0.2
+    ) as ledger:
         segment = ledger.open_segment(plan)
         for number in (1, 2):
             ledger.reserve(segment, Kind.TRAIN, number, "b" * 64)

@@ -10,6 +10,7 @@ import pytest
 from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import load_file, save_file
+from tests.client.rewritten import rewrite
 from transformers import AutoTokenizer
 
 from fedprofile.client.agreement import agree, read_agreement
@@ -20,7 +21,7 @@ from fedprofile.client.segments import plan_segment
 from fedprofile.client.site import Site, open_site
 from fedprofile.common.card import FederationCard
 from fedprofile.common.enrolment import Invite
-from fedprofile.common.errors import DataError
+from fedprofile.common.errors import ConfigError, DataError
 from fedprofile.common.messages import Kind, Request, content_of
 from fedprofile.common.modeling.base import hash_base
 from fedprofile.common.modeling.prefix_cache import ActivationError, PrefixCache
@@ -79,7 +80,8 @@ def place(
 
 def _open(place: TenantDirectory) -> Site:
     agreement = read_agreement(place)
-    return open_site(place, agreement, ExampleSource(agreement.tenant, agreement.card, place.root), lambda line: None)
+    examples = ExampleSource(agreement.tenant, agreement.card, place.root)
+    return open_site(place, agreement, examples, lambda line: None, registry=None)
 
 
 def _asked(site: Site, number: int, kind: Kind = Kind.TRAIN) -> Message:
@@ -104,6 +106,17 @@ def test_the_start_is_refused_before_anything_is_sent(
     with pytest.raises(error, match=told) as caught:
         _open(place)
     assert "alice" not in str(caught.value) and "913" not in str(caught.value) and "w59" not in str(caught.value)
+
+
+def test_a_run_with_other_noise_than_was_frozen_is_refused(place: TenantDirectory) -> None:
+    """Before its first reservation only the directory itself knows better than a ledger that was rewritten."""
+    (place.root / "visits.csv").write_text(ROWS)
+    ledger = place.ledger_path(place.read_segment().ledger)
+    whole = ledger.read_bytes()
+    rewrite(ledger, "UPDATE segments SET noise_multiplier = 0.01")
+    with pytest.raises(ConfigError, match="another noise than was frozen at join"):
+        _open(place)
+    ledger.write_bytes(whole)
 
 
 def test_while_it_runs_one_users_rows_stop_nothing(place: TenantDirectory, caplog: pytest.LogCaptureFixture) -> None:

@@ -72,7 +72,7 @@ def _asked(card: FederationCard, number: int) -> Message:
 
 
 def _open(path: Path) -> Ledger:
-    return Ledger.open(path, population="shop", epsilon=3.0, delta=1e-6, evaluation_users=0.2)
+    return Ledger.open(path, population="shop", user_column="user", epsilon=3.0, delta=1e-6, evaluation_users=0.2)
 
 
 @pytest.mark.parametrize("continued", [False, True])

@@ -24,7 +24,8 @@ from safetensors import safe_open
 from tests.crash.arrivals import Arrival, ArrivalLog
 from tests.crash.places import TENANTS, Places
 
-from fedprofile.client.ledger_schema import Entry, chain_holds, read_entries
+from fedprofile.client.ledger_rows import LedgerRows
+from fedprofile.client.ledger_schema import Entry
 from fedprofile.client.ledger_summary import summary
 from fedprofile.common.accounting import compose
 from fedprofile.common.adapters import arrays_hash, read_arrays
@@ -214,8 +215,9 @@ class Checks:
         return found
 
     def _ledger(self, name: str, arrivals: list[Arrival], stored: Mapping[int, str]) -> None:
-        entries, payloads = _read_ledger(self._places.ledger(name))
-        if not chain_holds(entries):
+        rows = _read_ledger(self._places.ledger(name))
+        entries, payloads = rows.entries, {note.sequence: note.payload for note in rows.released}
+        if not rows.hold:
             self._say("under_counts", f"{name}: the ledger's entries do not match their hashes.")
         heads = {entry.sequence: entry.head for entry in entries}
         for sequence, head in self._heads[name].items():
@@ -267,11 +269,11 @@ class Checks:
                 self._say("under_counts", f"{name}: {kind} has spent {spent} by the ledger, and received is {cost}.")
 
 
-def _read_ledger(path: Path) -> tuple[list[Entry], dict[int, str]]:
+def _read_ledger(path: Path) -> LedgerRows:
     connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
         connection.execute("BEGIN")
-        return read_entries(connection), dict(connection.execute("SELECT sequence, payload FROM released").fetchall())
+        return LedgerRows.read(connection)
     finally:
         connection.close()
 

@@ -51,6 +51,7 @@ _LABELS: Final = tuple(
         (r"tenants/[^/]+/.*\.log", "log"),
         (r"tenants/[^/]+/lock", "lock"),
         (r"tenants/[^/]+", "home"),
+        (r"populations/marks(/.*)?", "account-marks"),
         (r"populations/.*", "ledger"),
         (r"server/state/\.?checkpoint\..*", "checkpoint"),
         (r"server/state/history\..*", "history"),

@@ -17,7 +17,8 @@ from tests.crash.checks import Checks
 from tests.crash.places import TENANTS, Places
 from tests.crash.plans import Coverage, Plan
 
-from fedprofile.client.ledger_schema import Entry, chained, read_entries
+from fedprofile.client.ledger_chain import chained
+from fedprofile.client.ledger_schema import Entry, read_entries
 from fedprofile.common.adapters import read_arrays, write_arrays
 from fedprofile.common.messages import GENESIS
 from fedprofile.server.checkpoint import Checkpoint, dump_arrays, load_arrays, read_checkpoint

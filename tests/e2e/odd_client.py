@@ -34,6 +34,7 @@ from fedprofile.client.journal import Journal
 from fedprofile.client.participation import adapter_bytes
 from fedprofile.client.randomness import Randomness
 from fedprofile.client.records import ExampleSource
+from fedprofile.client.registry import Registry
 from fedprofile.client.site import Site, open_site
 from fedprofile.client.transport import MessageLimits
 from fedprofile.common.interactions import EncodedRecords
@@ -150,7 +151,8 @@ def take_part(folder: Path, mode: str) -> None:
     agreement = read_agreement(place)
     say = partial(print, f"{folder.name}:", flush=True)
     with place.running():
-        site = open_site(place, agreement, ExampleSource(agreement.tenant, agreement.card, place.root), say)
+        examples = ExampleSource(agreement.tenant, agreement.card, place.root)
+        site = open_site(place, agreement, examples, say, Registry.of_user())
         Connection(
             address=agreement.invite.address,
             ca=agreement.invite.ca,

@@ -47,7 +47,7 @@ def ended(shared_federation: Callable[..., "Federation"]) -> "Federation":
 def _lose_two_trainings(place: TenantDirectory) -> None:
     """As after two crashes in the middle of a training: reserved, and never released."""
     agreement = read_agreement(place)
-    with agreement.open_ledger(place) as ledger:
+    with agreement.open_ledger(place, registry=None) as ledger:
         segment = ledger.segment_of(agreement.segment.plan)
         assert segment is not None
         for _ in range(2):

@@ -112,7 +112,7 @@ def test_without_noise_the_federation_learns_what_was_planted(
 def test_the_split_is_the_one_of_a_ledger_with_the_same_key(tenants: list[TenantExamples], tmp_path: Path) -> None:
     acme = tenants[0]
     with Ledger.open(
-        tmp_path / "acme.sqlite", population="acme", epsilon=8.0, delta=1e-5, evaluation_users=0.3,
+        tmp_path / "acme.sqlite", population="acme", user_column="user", epsilon=8.0, delta=1e-5, evaluation_users=0.3,
         split_key=split_key(0, "acme"),
     ) as ledger:  # fmt: skip
         users = [example.user for example in acme.examples]
