@@ -105,15 +105,19 @@ def start(
     agreement = read_agreement(place)
     claim_population(place, agreement.tenant, Registry.of_user())
     key = read_key(place.key)
+    if record_egress is not None:
+        from fedprofile.client.output_files import refuse_own_file
+
+        ledger = place.ledger_of(agreement.tenant)
+        refuse_own_file(record_egress, "--record-egress", place, ledger=ledger, tenant=agreement.tenant)
     with place.running():
+        from fedprofile.client.egress import EgressFile
         from fedprofile.client.records import ExampleSource
 
+        egress = EgressFile(record_egress) if record_egress else None
         examples = ExampleSource(agreement.tenant, agreement.card, place.root)
         # Before anything heavy is imported, so that a wrong row is said at once.
         examples.validate()
-        from fedprofile.client.egress import EgressFile
-
-        egress = EgressFile(record_egress) if record_egress else None
         say = _logged(place)
         say("loading the base model and the data.")
         from fedprofile.client.participation import participate
@@ -135,7 +139,7 @@ def budget(
     as_json: AsJson = False,
 ) -> None:
     """Show the ledger: what may be spent, what is spent, what is left. Works while `start` runs."""
-    from fedprofile.client.directory import TenantDirectory, default_ledger
+    from fedprofile.client.directory import TenantDirectory
     from fedprofile.client.ledger_summary import summary
     from fedprofile.common.errors import ConfigError
 
@@ -148,15 +152,14 @@ def budget(
     if place.segment.exists():
         path = place.ledger_path(place.read_segment().ledger)
     else:
-        population = place.read_tenant_file().population
-        path = place.ledger_path(population.ledger or default_ledger(population.name))
+        path = place.ledger_of(place.read_tenant_file())
     found = summary(path)
     if raised is not None:
         _raise_budget(place, found, path, raised, yes, as_json)
     elif verify:
         _verify(found, as_json)
     elif export is not None:
-        _export(found, export, as_json)
+        _export(place, found, path, export, as_json)
     elif release is not None:
         from fedprofile.client.released import release_of
 
@@ -183,8 +186,10 @@ def predict(
 
     place = TenantDirectory(directory)
     agreement = read_agreement(place)
-    from fedprofile.client.prediction import predict_file, write_predictions
+    from fedprofile.client.prediction import check_output, predict_file, write_predictions
 
+    if output is not None:
+        check_output(output, place, agreement.tenant)
     found = predict_file(place, agreement, rows)
     if output is None:
         show(found.as_csv().rstrip("\n"), found.as_rows(), as_json)
@@ -260,14 +265,11 @@ def _verify(found: "LedgerSummary", as_json: bool) -> None:
         )
 
 
-def _export(found: "LedgerSummary", path: Path, as_json: bool) -> None:
-    from fedprofile.client.directory import write_private
-    from fedprofile.common.errors import ConfigError
+def _export(place: "TenantDirectory", found: "LedgerSummary", ledger: Path, path: Path, as_json: bool) -> None:
+    from fedprofile.client.output_files import refuse_own_file, write_new
 
-    try:
-        write_private(path, (json.dumps(found.for_auditor(), indent=2) + "\n").encode())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another --export.") from error
+    refuse_own_file(path, "--export", place, ledger=ledger)
+    write_new(path, (json.dumps(found.for_auditor(), indent=2) + "\n").encode(), "--export")
     told = {"export": str(path), "releases": len(found.releases), "chain_holds": found.chain_holds}
     show(
         f"The ledger with {len(found.releases)} releases is in {path}. It holds no key and no user's data.",

@@ -2,6 +2,7 @@
 
     tenant.toml              the tenant file, edited by a person
     invite.json card.json    what the operator sent; the card that the tenant agreed to
+    new-invite.json          a newer invite with another card, until the tenant agrees to it
     key ca.crt               the tenant's private key, the federation's CA
     segment.json             the ledger's path and population, and the settings, frozen at join
     secret                   what the prefix cache's keys are made with
@@ -34,6 +35,11 @@ from fedprofile.common.config import Frozen, Model, validate
 from fedprofile.common.enrolment import Invite, read_exchanged
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.tenant import TenantFile, load_tenant_file
+
+_KEPT = frozenset(
+    ("tenant.toml", "invite.json", "new-invite.json", "card.json", "key", "ca.crt", "segment.json", "secret", "lock")
+    + ("node.json", "journal", "outbox", "cache", "marks", "adapters", "client.log")
+)
 
 
 class SegmentFile(Frozen):
@@ -129,6 +135,16 @@ class TenantDirectory:
         """The local log."""
         return self.root / "client.log"
 
+    def keeps(self, path: Path) -> bool:
+        """Whether a path is one that the client keeps in the directory, there or not.
+
+        Args:
+            path: Absolute, without symbolic links.
+        """
+        root = self.root.resolve()
+        inside = path.relative_to(root).parts[:1] if path.is_relative_to(root) else (".",)
+        return not inside or inside[0] in _KEPT or inside[0].endswith(".enroll")
+
     def create(self) -> None:
         """Make the directory, private; an existing one is kept as it is.
 
@@ -214,6 +230,10 @@ class TenantDirectory:
                 f"path outside of {self.root}, or leave population.ledger out."
             )
         return path
+
+    def ledger_of(self, tenant: TenantFile) -> Path:
+        """Where the ledger of a tenant file's population lies; see `ledger_path`."""
+        return self.ledger_path(tenant.population.ledger or default_ledger(tenant.population.name))
 
     @contextmanager
     def running(self) -> Iterator[None]:

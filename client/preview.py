@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fedprofile.client.directory import TenantDirectory, default_ledger
+from fedprofile.client.directory import TenantDirectory
 from fedprofile.client.forecast import (
     Cost,
     DataReading,
@@ -128,8 +128,7 @@ def preview(directory: TenantDirectory, card: FederationCard, tenant: TenantFile
 
 
 def _life(directory: TenantDirectory, tenant: TenantFile, plan: SegmentPlan) -> Life:
-    population = tenant.population
-    path = directory.ledger_path(population.ledger or default_ledger(population.name))
+    population, path = tenant.population, directory.ledger_of(tenant)
     epsilon, delta, opened = tenant.budget.epsilon, tenant.life_delta, False
     if path.exists():
         found: LedgerSummary = summary(path)

@@ -488,6 +488,7 @@ def test_a_whole_run(home: Home, superlink: "SuperLink") -> None:
     )
     assert code == 0
     assert target.read_text().splitlines()[0] == "user,label,p(no),p(yes)"
+    assert target.stat().st_mode & 0o777 == 0o600
     code, _, err = home.run("predict", "--dir", str(home.root), "--input", "rows.xlsx")
     assert code == 2 and ".csv" in err
     log = home.place.log
