@@ -148,7 +148,7 @@ def claim_population(directory: TenantDirectory, tenant: TenantFile, registry: R
             second one for the same users.
     """
     population = tenant.population
-    path = directory.ledger_path(population.ledger or default_ledger(population.name))
+    path = directory.ledger_of(tenant)
     claim = Claim.of(tenant, directory.root, path)
     known = HighWater(directory.marks, population.name).exists()
     if directory.segment.exists():
@@ -165,6 +165,21 @@ def claim_population(directory: TenantDirectory, tenant: TenantFile, registry: R
     if known and not path.exists():
         raise missing_ledger(path, population.name)
     return claim, known
+
+
+def claim_sources(directory: TenantDirectory, tenant: TenantFile, registry: Registry) -> None:
+    """Register where the users' data comes from now: tenant.toml may have been edited since join, or a link may lead
+    elsewhere, and what is read without being registered could be another population's the next day.
+
+    Args:
+        directory: The tenant's.
+        tenant: The tenant file.
+        registry: The user's.
+
+    Raises:
+        ConfigError: A source is another population's, or the registry cannot be written.
+    """
+    registry.claim(Claim.of(tenant, directory.root, directory.ledger_of(tenant)))
 
 
 def agree(

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -96,14 +97,15 @@ def start(
     ] = None,
 ) -> None:
     """Wait for the operator's enrolment, then take part until the run ends."""
-    from fedprofile.client.agreement import claim_population, read_agreement
+    from fedprofile.client.agreement import claim_population, claim_sources, read_agreement
     from fedprofile.client.directory import TenantDirectory
     from fedprofile.client.enrolment import read_key
     from fedprofile.client.registry import Registry
 
     place = TenantDirectory(directory)
     agreement = read_agreement(place)
-    claim_population(place, agreement.tenant, Registry.of_user())
+    registry = Registry.of_user()
+    claim_population(place, agreement.tenant, registry)
     key = read_key(place.key)
     if record_egress is not None:
         from fedprofile.client.output_files import refuse_own_file
@@ -115,7 +117,8 @@ def start(
         from fedprofile.client.records import ExampleSource
 
         egress = EgressFile(record_egress) if record_egress else None
-        examples = ExampleSource(agreement.tenant, agreement.card, place.root)
+        claim = partial(claim_sources, place, agreement.tenant, registry)
+        examples = ExampleSource(agreement.tenant, agreement.card, place.root, claim)
         # Before anything heavy is imported, so that a wrong row is said at once.
         examples.validate()
         say = _logged(place)

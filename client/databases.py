@@ -68,7 +68,7 @@ def database_identity(source: SqlSource, folder: Path) -> str:
         folder: What a relative path of SQLite's counts from.
 
     Returns:
-        `file:` and the path without symbolic links for SQLite; else `database:` and a SHA-256 of dialect, host, port
+        `sqlite:` and the path without symbolic links for SQLite; else `database:` and a SHA-256 of dialect, host, port
         and name, so that none of these stands in the registry.
 
     Raises:
@@ -76,7 +76,7 @@ def database_identity(source: SqlSource, folder: Path) -> str:
     """
     file = sqlite_file(source, folder)
     if file is not None:
-        return f"file:{file.resolve()}"
+        return f"sqlite:{file.resolve()}"
     url = _parsed(source)
     dialect = url.get_backend_name().lower()
     dialect = _SAME.get(dialect, dialect)

@@ -37,8 +37,8 @@ from fedprofile.common.errors import ConfigError
 from fedprofile.common.tenant import TenantFile, load_tenant_file
 
 _KEPT = frozenset(
-    ("tenant.toml", "invite.json", "new-invite.json", "card.json", "key", "ca.crt", "segment.json", "secret", "lock")
-    + ("node.json", "journal", "outbox", "cache", "marks", "adapters", "client.log")
+    "tenant.toml invite.json new-invite.json card.json key ca.crt segment.json secret node.json journal outbox cache "
+    "marks adapters client.log lock".split()
 )
 
 

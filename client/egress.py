@@ -18,7 +18,6 @@ import httpx
 
 from fedprofile.common.errors import ConfigError
 
-
 _FIELDS = ("time", "method", "url", "headers", "sha256", "body")
 _START = b'{"time": "'
 
