@@ -69,24 +69,23 @@ def check(
     if values and (as_json or not sys.stdout.isatty()):
         raise ConfigError("check --values shows cells of your users' data, and does so on a terminal only.")
     place = TenantDirectory(directory)
-    invite, tenant = place.read_invite(), place.read_tenant_file()
+    invite, tenant = place.read_newest_invite(), place.read_tenant_file()
     card = invite.read_card()
     from fedprofile.client.agreement import claim_population
     from fedprofile.client.registry import Registry
 
     claim_population(place, tenant, Registry.of_user())
     from fedprofile.client.preview import preview
+    from fedprofile.client.wrong_cells import WrongCells
 
+    cells = WrongCells()
     try:
-        found = preview(place, card, tenant)
+        found = preview(place, card, tenant, keep_wrong=cells if values else None)
     except DataError as error:
-        if values:
-            from fedprofile.client.wrong_cells import wrong_cells
-
-            for line in wrong_cells(error.problems, tenant, place.root):
-                print(line)
+        for line in cells.lines():
+            print(line)
         raise error.in_full() from None
-    show(f"{found.as_text()}\nNothing was sent.", found.as_dict(), as_json)
+    show(f"{found.as_text(sys.stdout.isatty())}\nNothing was sent.", found.as_dict(), as_json)
 
 
 @app.command()
@@ -113,6 +112,13 @@ def start(
         ledger = place.ledger_of(agreement.tenant)
         refuse_own_file(record_egress, "--record-egress", place, ledger=ledger, tenant=agreement.tenant)
     with place.running():
+        from fedprofile.client.remaining import is_over
+
+        say = _logged(place)
+        if is_over(place, agreement, say):
+            return
+        if place.new_invite.exists():
+            say(f"note: a newer invite has another card; see `flower-client join --dir {place.root}`.")
         from fedprofile.client.egress import EgressFile
         from fedprofile.client.records import ExampleSource
 
@@ -121,7 +127,6 @@ def start(
         examples = ExampleSource(agreement.tenant, agreement.card, place.root, claim)
         # Before anything heavy is imported, so that a wrong row is said at once.
         examples.validate()
-        say = _logged(place)
         say("loading the base model and the data.")
         from fedprofile.client.participation import participate
 
@@ -184,16 +189,21 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Predict with the newest adapter, here, without the server."""
-    from fedprofile.client.agreement import read_agreement
+    from fedprofile.client.agreement import read_agreed
     from fedprofile.client.directory import TenantDirectory
+    from fedprofile.common.errors import DataError
 
     place = TenantDirectory(directory)
-    agreement = read_agreement(place)
+    tenant, (card, _) = place.read_tenant_file(), read_agreed(place)
     from fedprofile.client.prediction import check_output, predict_file, write_predictions
 
     if output is not None:
-        check_output(output, place, agreement.tenant)
-    found = predict_file(place, agreement, rows)
+        check_output(output, place, tenant)
+    try:
+        found = predict_file(place, card, tenant, rows)
+    except DataError as error:
+        # Nothing else names what is not shown.
+        raise error.in_full() from None
     if output is None:
         show(found.as_csv().rstrip("\n"), found.as_rows(), as_json)
         return
@@ -227,9 +237,9 @@ def _agree(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
     from fedprofile.client.enrolment import read_key
     from fedprofile.common.errors import ConfigError, PolicyRefusal
 
-    if as_json and not yes:
-        raise ConfigError("join with --json cannot ask; give --yes as well, after you have looked at `check`.")
-    invite, tenant = place.read_invite(), place.read_tenant_file()
+    if not yes and (as_json or not sys.stdin.isatty()):
+        raise ConfigError("join asks on a terminal; give --yes where there is none, after you have looked at `check`.")
+    invite, tenant = place.read_newest_invite(), place.read_tenant_file()
     card, agreed = invite.read_card(), place.read_agreed_card()
     read_key(place.key)
     from fedprofile.client.agreement import agree, card_text, claim_population
@@ -242,16 +252,18 @@ def _agree(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
     found = preview(place, card, tenant)
     if not as_json:
         print(card_text(card, agreed))
-        print(found.as_text())
+        print(found.as_text(sys.stdout.isatty()))
     if not yes and not typer.confirm(
         f"Agree to this card and charge {found.cost.cap} to population '{tenant.population.name}'?"
     ):
         raise PolicyRefusal("you did not agree; nothing was opened, written or sent.")
     _, enrolment = agree(place, invite=invite, card=card, tenant=tenant, plan=found.plan, registry=registry)
+    ledger = place.ledger_of(tenant)
     show(
-        f"Joined. Send {enrolment} to the operator (it holds no secret), then run:\n"
+        f"Joined. The ledger of population '{tenant.population.name}' is {ledger}.\n"
+        f"Send {enrolment} to the operator (it holds no secret), then run:\n"
         f"  flower-client start --dir {place.root}",
-        {"tenant": invite.tenant, "enrolment": str(enrolment), **found.as_dict()},
+        {"tenant": invite.tenant, "enrolment": str(enrolment), "ledger": str(ledger), **found.as_dict()},
         as_json,
     )
 

@@ -10,7 +10,6 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprofile.client.agreement import Agreement
 from fedprofile.client.directory import TenantDirectory
 from fedprofile.client.output_files import refuse_own_file, require_new, write_new
 from fedprofile.client.received import AdapterFolder
@@ -65,7 +64,7 @@ class Predictions:
         return buffer.getvalue()
 
 
-def predict_file(directory: TenantDirectory, agreement: Agreement, path: Path) -> Predictions:
+def predict_file(directory: TenantDirectory, card: FederationCard, tenant: TenantFile, path: Path) -> Predictions:
     """Predict for the rows of a file.
 
     The file has the columns of the tenant's source; the label is not needed. Where the card's history has events,
@@ -73,7 +72,8 @@ def predict_file(directory: TenantDirectory, agreement: Agreement, path: Path) -
 
     Args:
         directory: The tenant's.
-        agreement: What the tenant has joined.
+        card: The agreed one.
+        tenant: The tenant file; its columns count, and its events.
         path: CSV, JSON Lines or Parquet, by its ending.
 
     Returns:
@@ -83,8 +83,13 @@ def predict_file(directory: TenantDirectory, agreement: Agreement, path: Path) -
         ConfigError: The file's ending is not one of these, or no adapter has come yet.
         DataError: The file cannot be read, or rows are wrong.
     """
-    card = agreement.card
-    tenant = _over(agreement.tenant, card, path)
+    tenant = _over(tenant, card, path)
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ConfigError(
+            f"--input {path}: cannot be read ({error.strerror}); give a file with the rows to predict for."
+        ) from error
     adapters = AdapterFolder(directory, card.hash)
     adapters.require()
     examples = read_examples(tenant, card, directory.root, labelled=False)
@@ -110,7 +115,9 @@ def check_output(path: Path, directory: TenantDirectory, tenant: TenantFile) -> 
     """
     if path.suffix not in OUTPUTS:
         raise ConfigError(f"--output {path}: give a name that ends in .csv or .jsonl.")
-    refuse_own_file(path, "--output", directory, ledger=directory.ledger_of(tenant), tenant=tenant)
+    refuse_own_file(
+        path, "--output", directory, ledger=directory.ledger_path(directory.read_segment().ledger), tenant=tenant
+    )
     require_new(path, "--output")
 
 

@@ -7,6 +7,7 @@ the invite's names, and a tenant that took one over would have a second budget f
 
 import json
 
+from fedprofile.client.directory import populations_folder
 from fedprofile.common.card import FederationCard
 
 DEFAULT_EPSILON = 3.0
@@ -70,8 +71,9 @@ def tenant_template(card: FederationCard) -> str:
             '# apart_from = ["other-name"]',
             "# A round number that you type; public. Never computed from the data, and it need not follow its growth.",
             "declared_users = 1000",
-            "# Where their ledger lies; frozen at join. It must outlive this directory, so it cannot lie inside; by",
-            "# default it is NAME.sqlite in ~/.local/state/fedprofile/populations.",
+            "# Where their ledger lies; frozen at join. It must outlive this directory, so it cannot lie inside.",
+            f"# By default it is NAME.sqlite in {_text(str(populations_folder()))}.",
+            "# XDG_STATE_HOME moves that folder: never change it, as under another nothing of this ledger is known.",
             '# ledger = "/srv/fedprofile/NAME.sqlite"',
             "",
             "# For the population's whole life, over every federation.",
