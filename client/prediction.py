@@ -80,18 +80,18 @@ def predict_file(directory: TenantDirectory, card: FederationCard, tenant: Tenan
         The predictions.
 
     Raises:
-        ConfigError: The file's ending is not one of these, or no adapter has come yet.
-        DataError: The file cannot be read, or rows are wrong.
+        ConfigError: The file's ending is not one of these, it cannot be read, or no adapter has come yet.
+        DataError: Rows are wrong.
     """
     tenant = _over(tenant, card, path)
+    adapters = AdapterFolder(directory, card.hash)
+    adapters.require()
     try:
         path.open("rb").close()
     except OSError as error:
         raise ConfigError(
             f"--input {path}: cannot be read ({error.strerror}); give a file with the rows to predict for."
         ) from error
-    adapters = AdapterFolder(directory, card.hash)
-    adapters.require()
     examples = read_examples(tenant, card, directory.root, labelled=False)
     model, tokenizer = load_model(card, tenant, directory.root)
     number, arrays = adapters.newest(model.layout())
