@@ -353,7 +353,7 @@ def test_cells_are_those_of_the_first_reading(home: Home) -> None:
         database.execute(f"CREATE TABLE visits ({', '.join(lines[0])})")
         database.executemany(f"INSERT INTO visits VALUES ({', '.join('?' * 9)})", lines[1:])
         database.commit()
-    command = ["check", "--dir", home.root, "--values"]
+    command = ["check", "--dir", str(home.root), "--values"]
     code, shown = on_a_terminal([Path(sys.executable).parent / "flower-client", *command])
     assert code == 2 and "1 problem in the data; mend it and run `check` again" in shown
     assert "column 'bought': 'perhaps'" in shown
