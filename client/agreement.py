@@ -133,11 +133,9 @@ def read_agreement(directory: TenantDirectory) -> Agreement:
             the directory.
     """
     invite, tenant = directory.read_invite(), directory.read_tenant_file()
-    segment, card = directory.read_segment(), directory.read_agreed_card()
+    card, segment = read_agreed(directory)
     directory.ledger_path(segment.ledger)
     again = f"run `flower-client join --dir {directory.root}` again"
-    if card is None or card.hash != segment.plan.card_hash:
-        raise ConfigError(f"{directory.card}: is not the card that was agreed to; {again}.")
     if invite.card_hash != card.hash:
         raise ConfigError(f"the newest invite has another federation card than the one agreed to; {again}.")
     for name, agreed, now in _frozen_values(segment, tenant):
@@ -146,6 +144,27 @@ def read_agreement(directory: TenantDirectory) -> Agreement:
                 f"tenant.toml: {name} is {now}, and {agreed} was frozen at join; put it back, or {again}."
             )
     return Agreement(invite, card, tenant, segment)
+
+
+def read_agreed(directory: TenantDirectory) -> tuple[FederationCard, SegmentFile]:
+    """Read the card that was agreed to, and what join froze; all that using an adapter here needs.
+
+    Args:
+        directory: The tenant's.
+
+    Returns:
+        Both.
+
+    Raises:
+        ConfigError: The tenant has not joined, or the card has changed since.
+    """
+    segment, card = directory.read_segment(), directory.read_agreed_card()
+    if card is None or card.hash != segment.plan.card_hash:
+        raise ConfigError(
+            f"{directory.card}: is not the card that was agreed to; run `flower-client join --dir {directory.root}` "
+            "again."
+        )
+    return card, segment
 
 
 def claim_population(directory: TenantDirectory, tenant: TenantFile, registry: Registry | None) -> tuple[Claim, bool]:
@@ -164,7 +183,7 @@ def claim_population(directory: TenantDirectory, tenant: TenantFile, registry: R
             one for the same users, or would count by another column than before.
     """
     population = tenant.population
-    path = directory.ledger_path(population.ledger or default_ledger(population.name))
+    path = directory.ledger_of(tenant)
     claim = Claim.of(tenant, directory.root, path)
     account = None if registry is None else registry.marks
     known = any(marks.exists() for marks in high_waters(population.name, directory.marks, account))
@@ -184,6 +203,21 @@ def claim_population(directory: TenantDirectory, tenant: TenantFile, registry: R
     if known and not path.exists():
         raise missing_ledger(path, population.name)
     return claim, known
+
+
+def claim_sources(directory: TenantDirectory, tenant: TenantFile, registry: Registry) -> None:
+    """Register where the users' data comes from now: tenant.toml may have been edited since join, or a link may lead
+    elsewhere, and what is read without being registered could be another population's the next day.
+
+    Args:
+        directory: The tenant's.
+        tenant: The tenant file.
+        registry: The user's.
+
+    Raises:
+        ConfigError: A source is another population's, or the registry cannot be written.
+    """
+    registry.claim(Claim.of(tenant, directory.root, directory.ledger_of(tenant)))
 
 
 def agree(
@@ -248,6 +282,7 @@ def agree(
     )
     write_private(directory.card, card.canonical())
     write_model(directory.segment, frozen)
+    directory.keep_invite(invite, agreed=True)
     enrolment = write_enrolment(
         directory,
         tenant=invite.tenant,

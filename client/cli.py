@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -69,24 +70,23 @@ def check(
     if values and (as_json or not sys.stdout.isatty()):
         raise ConfigError("check --values shows cells of your users' data, and does so on a terminal only.")
     place = TenantDirectory(directory)
-    invite, tenant = place.read_invite(), place.read_tenant_file()
+    invite, tenant = place.read_newest_invite(), place.read_tenant_file()
     card = invite.read_card()
     from fedprofile.client.agreement import claim_population
     from fedprofile.client.registry import Registry
 
     claim_population(place, tenant, Registry.of_user())
     from fedprofile.client.preview import preview
+    from fedprofile.client.wrong_cells import WrongCells
 
+    cells = WrongCells()
     try:
-        found = preview(place, card, tenant)
+        found = preview(place, card, tenant, keep_wrong=cells if values else None)
     except DataError as error:
-        if values:
-            from fedprofile.client.wrong_cells import wrong_cells
-
-            for line in wrong_cells(error.problems, tenant, place.root):
-                print(line)
+        for line in cells.lines():
+            print(line)
         raise error.in_full() from None
-    show(f"{found.as_text()}\nNothing was sent.", found.as_dict(), as_json)
+    show(f"{found.as_text(sys.stdout.isatty())}\nNothing was sent.", found.as_dict(), as_json)
 
 
 @app.command()
@@ -97,25 +97,37 @@ def start(
     ] = None,
 ) -> None:
     """Wait for the operator's enrolment, then take part until the run ends."""
-    from fedprofile.client.agreement import claim_population, read_agreement
+    from fedprofile.client.agreement import claim_population, claim_sources, read_agreement
     from fedprofile.client.directory import TenantDirectory
     from fedprofile.client.enrolment import read_key
     from fedprofile.client.registry import Registry
 
     place = TenantDirectory(directory)
     agreement = read_agreement(place)
-    claim_population(place, agreement.tenant, Registry.of_user())
+    registry = Registry.of_user()
+    claim_population(place, agreement.tenant, registry)
     key = read_key(place.key)
+    if record_egress is not None:
+        from fedprofile.client.output_files import refuse_own_file
+
+        ledger = place.ledger_of(agreement.tenant)
+        refuse_own_file(record_egress, "--record-egress", place, ledger=ledger, tenant=agreement.tenant)
     with place.running():
+        from fedprofile.client.remaining import is_over
+
+        say = _logged(place)
+        if is_over(place, agreement, registry, say):
+            return
+        if place.new_invite.exists():
+            say(f"note: a newer invite has another card; see `flower-client join --dir {place.root}`.")
+        from fedprofile.client.egress import EgressFile
         from fedprofile.client.records import ExampleSource
 
-        examples = ExampleSource(agreement.tenant, agreement.card, place.root)
+        egress = EgressFile(record_egress) if record_egress else None
+        claim = partial(claim_sources, place, agreement.tenant, registry)
+        examples = ExampleSource(agreement.tenant, agreement.card, place.root, claim)
         # Before anything heavy is imported, so that a wrong row is said at once.
         examples.validate()
-        from fedprofile.client.egress import EgressFile
-
-        egress = EgressFile(record_egress) if record_egress else None
-        say = _logged(place)
         say("loading the base model and the data.")
         from fedprofile.client.participation import participate
 
@@ -136,7 +148,7 @@ def budget(
     as_json: AsJson = False,
 ) -> None:
     """Show the ledger: what may be spent, what is spent, what is left. Works while `start` runs."""
-    from fedprofile.client.directory import TenantDirectory, default_ledger
+    from fedprofile.client.directory import TenantDirectory
     from fedprofile.client.ledger_summary import summary
     from fedprofile.common.errors import ConfigError
 
@@ -149,8 +161,7 @@ def budget(
     if place.segment.exists():
         path = place.ledger_path(place.read_segment().ledger)
     else:
-        population = place.read_tenant_file().population
-        path = place.ledger_path(population.ledger or default_ledger(population.name))
+        path = place.ledger_of(place.read_tenant_file())
     # Before the ledger, so that a client that runs meanwhile is never behind its own marks.
     kept = _kept_marks(place) if verify else []
     found = summary(path)
@@ -159,7 +170,7 @@ def budget(
     elif verify:
         _verify(found, kept, as_json)
     elif export is not None:
-        _export(found, export, as_json)
+        _export(place, found, path, export, as_json)
     elif release is not None:
         from fedprofile.client.released import release_of
 
@@ -181,14 +192,21 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Predict with the newest adapter, here, without the server."""
-    from fedprofile.client.agreement import read_agreement
+    from fedprofile.client.agreement import read_agreed
     from fedprofile.client.directory import TenantDirectory
+    from fedprofile.common.errors import DataError
 
     place = TenantDirectory(directory)
-    agreement = read_agreement(place)
-    from fedprofile.client.prediction import predict_file, write_predictions
+    tenant, (card, _) = place.read_tenant_file(), read_agreed(place)
+    from fedprofile.client.prediction import check_output, predict_file, write_predictions
 
-    found = predict_file(place, agreement, rows)
+    if output is not None:
+        check_output(output, place, tenant)
+    try:
+        found = predict_file(place, card, tenant, rows)
+    except DataError as error:
+        # Nothing else names what is not shown.
+        raise error.in_full() from None
     if output is None:
         show(found.as_csv().rstrip("\n"), found.as_rows(), as_json)
         return
@@ -222,9 +240,9 @@ def _agree(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
     from fedprofile.client.enrolment import read_key
     from fedprofile.common.errors import ConfigError, PolicyRefusal
 
-    if as_json and not yes:
-        raise ConfigError("join with --json cannot ask; give --yes as well, after you have looked at `check`.")
-    invite, tenant = place.read_invite(), place.read_tenant_file()
+    if not yes and (as_json or not sys.stdin.isatty()):
+        raise ConfigError("join asks on a terminal; give --yes where there is none, after you have looked at `check`.")
+    invite, tenant = place.read_newest_invite(), place.read_tenant_file()
     card, agreed = invite.read_card(), place.read_agreed_card()
     read_key(place.key)
     from fedprofile.client.agreement import agree, card_text, claim_population
@@ -237,16 +255,18 @@ def _agree(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
     found = preview(place, card, tenant)
     if not as_json:
         print(card_text(card, agreed))
-        print(found.as_text())
+        print(found.as_text(sys.stdout.isatty()))
     if not yes and not typer.confirm(
         f"Agree to this card and charge {found.cost.cap} to population '{tenant.population.name}'?"
     ):
         raise PolicyRefusal("you did not agree; nothing was opened, written or sent.")
     _, enrolment = agree(place, invite=invite, card=card, tenant=tenant, plan=found.plan, registry=registry)
+    ledger = place.ledger_of(tenant)
     show(
-        f"Joined. Send {enrolment} to the operator (it holds no secret), then run:\n"
+        f"Joined. The ledger of population '{tenant.population.name}' is {ledger}.\n"
+        f"Send {enrolment} to the operator (it holds no secret), then run:\n"
         f"  flower-client start --dir {place.root}",
-        {"tenant": invite.tenant, "enrolment": str(enrolment), **found.as_dict()},
+        {"tenant": invite.tenant, "enrolment": str(enrolment), "ledger": str(ledger), **found.as_dict()},
         as_json,
     )
 
@@ -273,14 +293,11 @@ def _verify(found: "LedgerSummary", kept: "list[Marks]", as_json: bool) -> None:
         )
 
 
-def _export(found: "LedgerSummary", path: Path, as_json: bool) -> None:
-    from fedprofile.client.directory import write_private
-    from fedprofile.common.errors import ConfigError
+def _export(place: "TenantDirectory", found: "LedgerSummary", ledger: Path, path: Path, as_json: bool) -> None:
+    from fedprofile.client.output_files import refuse_own_file, write_new
 
-    try:
-        write_private(path, (json.dumps(found.for_auditor(), indent=2) + "\n").encode())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another --export.") from error
+    refuse_own_file(path, "--export", place, ledger=ledger)
+    write_new(path, (json.dumps(found.for_auditor(), indent=2) + "\n").encode(), "--export")
     told = {"export": str(path), "releases": len(found.releases), "chain_holds": found.chain_holds}
     show(
         f"The ledger with {len(found.releases)} releases is in {path}. It holds no key and no user's data.",

@@ -2,6 +2,7 @@
 
     tenant.toml              the tenant file, edited by a person
     invite.json card.json    what the operator sent; the card that the tenant agreed to
+    new-invite.json          a newer invite with another card, until the tenant agrees to it
     key ca.crt               the tenant's private key, the federation's CA
     segment.json             the ledger's path and population, the users' column and the settings, frozen at join
     secret                   what the prefix cache's keys are made with
@@ -31,9 +32,12 @@ from pydantic import Field
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.card import FederationCard, Name, Sha256, card_from_canonical
 from fedprofile.common.config import Frozen, Model, validate
-from fedprofile.common.enrolment import Invite, read_exchanged
+from fedprofile.common.enrolment import Invite, file_text, read_exchanged
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.tenant import TenantFile, load_tenant_file
+
+_KEPT_FILES = {"tenant.toml", "invite.json", "new-invite.json", "card.json", "key", "ca.crt", "segment.json", "secret"}
+_KEPT = _KEPT_FILES | {"node.json", "journal", "outbox", "cache", "marks", "adapters", "client.log", "lock"}
 
 
 class SegmentFile(Frozen):
@@ -80,6 +84,11 @@ class TenantDirectory:
     def invite(self) -> Path:
         """The operator's invite."""
         return self.root / "invite.json"
+
+    @property
+    def new_invite(self) -> Path:
+        """A newer invite with another card, until the tenant agrees to it."""
+        return self.root / "new-invite.json"
 
     @property
     def card(self) -> Path:
@@ -131,6 +140,16 @@ class TenantDirectory:
         """The local log."""
         return self.root / "client.log"
 
+    def keeps(self, path: Path) -> bool:
+        """Whether a path is one that the client keeps in the directory, there or not.
+
+        Args:
+            path: Absolute, without symbolic links.
+        """
+        root = self.root.resolve()
+        inside = path.relative_to(root).parts[:1] if path.is_relative_to(root) else (".",)
+        return not inside or inside[0] in _KEPT or inside[0].endswith(".enroll")
+
     def create(self) -> None:
         """Make the directory, private; an existing one is kept as it is.
 
@@ -143,7 +162,7 @@ class TenantDirectory:
             raise ConfigError(f"{self.root}: cannot be made ({error.strerror}); choose another --dir.") from error
 
     def read_invite(self) -> Invite:
-        """The invite.
+        """The invite: the one that was agreed to, or before the first agreement the newest.
 
         Raises:
             ConfigError: There is none, or it is not one.
@@ -152,6 +171,27 @@ class TenantDirectory:
             self.invite, "it is not a tenant's directory yet; run `flower-client join FILE.invite --dir` first"
         )
         return read_exchanged(self.invite, Invite)
+
+    def read_newest_invite(self) -> Invite:
+        """The invite that is to be agreed to: a newer one with another card where there is one.
+
+        Raises:
+            ConfigError: There is none, or it is not one.
+        """
+        invite = self.read_invite()
+        return read_exchanged(self.new_invite, Invite) if self.new_invite.exists() else invite
+
+    def keep_invite(self, invite: Invite, *, agreed: bool) -> None:
+        """Put an invite where it belongs: what was agreed to stays usable until the tenant agrees to another card.
+
+        Args:
+            invite: From the operator.
+            agreed: Whether its card is agreed to, or none is yet.
+        """
+        text = file_text(invite).encode()
+        write_private(self.invite if agreed else self.new_invite, text)
+        if agreed:
+            self.new_invite.unlink(missing_ok=True)
 
     def read_tenant_file(self) -> TenantFile:
         """The tenant file.
@@ -216,6 +256,10 @@ class TenantDirectory:
                 f"path outside of {self.root}, or leave population.ledger out."
             )
         return path
+
+    def ledger_of(self, tenant: TenantFile) -> Path:
+        """Where the ledger of a tenant file's population lies; see `ledger_path`."""
+        return self.ledger_path(tenant.population.ledger or default_ledger(tenant.population.name))
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -26,8 +26,9 @@ _TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 def accept_invite(directory: TenantDirectory, path: Path) -> Invite:
     """Put an invite into a tenant's directory, and make the key where there is none.
 
-    An invite for a directory that has one already replaces it: the operator has changed the card or the address. The
-    key and the agreement stay; the card counts only after the next agreement.
+    An invite for a directory that has one already replaces it where the card is the agreed one: the operator has
+    changed the address. With another card it is kept apart until the next agreement, so that the run that was agreed to
+    and `predict` go on. The key and the agreement stay.
 
     Args:
         directory: Where the tenant's files lie; made where it is missing.
@@ -58,7 +59,8 @@ def accept_invite(directory: TenantDirectory, path: Path) -> Invite:
     directory.create()
     if not directory.key.exists():
         make_key(directory.key)
-    write_private(directory.invite, file_text(invite).encode())
+    agreed = directory.read_segment().plan.card_hash if directory.segment.exists() else invite.card_hash
+    directory.keep_invite(invite, agreed=invite.card_hash == agreed)
     return invite
 
 

@@ -10,8 +10,8 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprofile.client.agreement import Agreement
-from fedprofile.client.directory import TenantDirectory, write_private
+from fedprofile.client.directory import TenantDirectory
+from fedprofile.client.output_files import refuse_own_file, require_new, write_new
 from fedprofile.client.received import AdapterFolder
 from fedprofile.client.site import load_model
 from fedprofile.client.sources import read_examples
@@ -21,6 +21,7 @@ from fedprofile.common.interactions import encode
 from fedprofile.common.tenant import FileSource, TenantFile
 
 KINDS = get_args(FileSource.model_fields["kind"].annotation)
+OUTPUTS = (".csv", ".jsonl", ".json")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Predictions:
         return buffer.getvalue()
 
 
-def predict_file(directory: TenantDirectory, agreement: Agreement, path: Path) -> Predictions:
+def predict_file(directory: TenantDirectory, card: FederationCard, tenant: TenantFile, path: Path) -> Predictions:
     """Predict for the rows of a file.
 
     The file has the columns of the tenant's source; the label is not needed. Where the card's history has events,
@@ -71,20 +72,26 @@ def predict_file(directory: TenantDirectory, agreement: Agreement, path: Path) -
 
     Args:
         directory: The tenant's.
-        agreement: What the tenant has joined.
+        card: The agreed one.
+        tenant: The tenant file; its columns count, and its events.
         path: CSV, JSON Lines or Parquet, by its ending.
 
     Returns:
         The predictions.
 
     Raises:
-        ConfigError: The file's ending is not one of these, or no adapter has come yet.
-        DataError: The file cannot be read, or rows are wrong.
+        ConfigError: The file's ending is not one of these, it cannot be read, or no adapter has come yet.
+        DataError: Rows are wrong.
     """
-    card = agreement.card
-    tenant = _over(agreement.tenant, card, path)
+    tenant = _over(tenant, card, path)
     adapters = AdapterFolder(directory, card.hash)
     adapters.require()
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ConfigError(
+            f"--input {path}: cannot be read ({error.strerror}); give a file with the rows to predict for."
+        ) from error
     examples = read_examples(tenant, card, directory.root, labelled=False)
     model, tokenizer = load_model(card, tenant, directory.root)
     number, arrays = adapters.newest(model.layout())
@@ -94,22 +101,37 @@ def predict_file(directory: TenantDirectory, agreement: Agreement, path: Path) -
     return Predictions(number, card.hash, card.task.labels, users, model.predict(records))
 
 
-def write_predictions(predictions: Predictions, path: Path) -> None:
-    """Write predictions to a file, readable by its owner only: `.csv`, or JSON Lines for `.jsonl` and `.json`.
+def check_output(path: Path, directory: TenantDirectory, tenant: TenantFile) -> None:
+    """Refuse an output that cannot be written, before the seconds that predicting takes.
+
+    Args:
+        path: As a person typed it.
+        directory: The tenant's.
+        tenant: The tenant file.
 
     Raises:
-        ConfigError: The file's ending is another one, or it cannot be written.
+        ConfigError: The file's ending is not one of `write_predictions`, it is there already, or it is one that the
+            client needs itself.
+    """
+    if path.suffix not in OUTPUTS:
+        raise ConfigError(f"--output {path}: give a name that ends in .csv or .jsonl.")
+    refuse_own_file(
+        path, "--output", directory, ledger=directory.ledger_path(directory.read_segment().ledger), tenant=tenant
+    )
+    require_new(path, "--output")
+
+
+def write_predictions(predictions: Predictions, path: Path) -> None:
+    """Write predictions to a new file, readable by its owner only: `.csv`, or JSON Lines for `.jsonl` and `.json`.
+
+    Raises:
+        ConfigError: It is there already, or cannot be written.
     """
     if path.suffix == ".csv":
         text = predictions.as_csv()
-    elif path.suffix in (".jsonl", ".json"):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions.as_rows())
     else:
-        raise ConfigError(f"--output {path}: give a name that ends in .csv or .jsonl.")
-    try:
-        write_private(path, text.encode())
-    except OSError as error:
-        raise ConfigError(f"--output {path}: cannot be written ({error.strerror}).") from error
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions.as_rows())
+    write_new(path, text.encode(), "--output")
 
 
 def _over(tenant: TenantFile, card: FederationCard, path: Path) -> TenantFile:

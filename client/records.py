@@ -28,10 +28,14 @@ class ExampleSource:
         tenant: Where the data lies.
         card: What is made of it.
         folder: What relative paths count from.
+        claim: Called before each look at the source, whose path may lead elsewhere than before; see
+            `fedprofile.client.agreement.claim_sources`.
     """
 
-    def __init__(self, tenant: TenantFile, card: FederationCard, folder: Path) -> None:
-        self._tenant, self._card, self._folder = tenant, card, folder
+    def __init__(
+        self, tenant: TenantFile, card: FederationCard, folder: Path, claim: Callable[[], None] = lambda: None
+    ) -> None:
+        self._tenant, self._card, self._folder, self._claim = tenant, card, folder, claim
         self._stamp: Stamp | None = None
         self._waiting: list[Example] | None = None
 
@@ -41,7 +45,7 @@ class ExampleSource:
         Raises:
             DataError: It cannot be read, or rows are wrong; see `read_examples`.
             PolicyRefusal: The card asks for what it may not have.
-            ConfigError: The tenant file does not fit card or source.
+            ConfigError: The tenant file does not fit card or source, or the source is another population's.
         """
         if self._waiting is None:
             stamp = self._look()
@@ -59,6 +63,7 @@ class ExampleSource:
 
         Raises:
             DataError: The source as a whole cannot be read, or a column is missing.
+            ConfigError: The source is another population's by now.
         """
         stamp, waiting = self._look(), self._waiting
         self._waiting = None
@@ -82,6 +87,7 @@ class ExampleSource:
         everything else that a user has been deleted. It is taken before the file is read, so that a change between
         the two is seen the next time.
         """
+        self._claim()
         digests = []
         for source in (self._tenant.source, self._tenant.events):
             if source is None:

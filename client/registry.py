@@ -2,22 +2,28 @@
 
 `$XDG_STATE_HOME/fedprofile/populations/registry.json` holds, for every population that was ever joined for, the path of
 its ledger, the sources that its users' data came from, and the runs that were opened in it. It is written at every
-join, and compared with at `check`, `join` and `start`. Without it ordinary acts would give the same users a second
-budget: another directory with a ledger of its own, another name over the same file, a lost ledger that is made anew, a
-restored one that has forgotten a run.
+join and, where a source is another one, whenever `start` reads it; `check`, `join` and `start` compare with it. Without
+it ordinary acts would give the same users a second budget: another directory with a ledger of its own, another name
+over the same file, a lost ledger that is made anew, a restored one that has forgotten a run.
+
+A file is known by its path without symbolic links, and by any other name (hard link) of the file that lies there now.
+Inode numbers are compared and not kept: a number is given to another file as soon as the first is replaced.
+
+A query is known by the database that it reads (`fedprofile.client.databases`), because the same users can be asked for
+in any number of ways. Two populations in one database are common, though: the second names the first under
+`population.apart_from`, which is kept here, as the tenant's word that nobody is in both. The same query is refused
+whatever is said. So is the same file.
 
 Beside it, `marks/` holds how far each population's ledger has come (`fedprofile.client.high_water`), through whichever
 directory.
 
-A source is a file's path without symbolic links, or the SHA-256 of an SQL URL without its password and of the query.
 A copy of the data under another path and another name is not recognised: the name is the tenant's word that the users
 are others.
 """
 
 import fcntl
-import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +31,14 @@ from typing import Literal
 
 from pydantic import Field
 
+from fedprofile.client.databases import database_identity, query_identity
 from fedprofile.client.directory import populations_folder, read_model, write_model
 from fedprofile.client.ledger_schema import Segment
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.card import Name, Sha256
 from fedprofile.common.config import Frozen
 from fedprofile.common.errors import ConfigError, LedgerBehindError
-from fedprofile.common.tenant import FileSource, Source, SqlSource, TenantFile
+from fedprofile.common.tenant import FileSource, Source, TenantFile
 
 
 class Registered(Frozen):
@@ -39,12 +46,14 @@ class Registered(Frozen):
 
     Args:
         ledger: Absolute path.
-        sources: See `source_identity`.
+        sources: See `source_identities`.
+        apart_from: Populations in the same database that have other users, as a person said.
         segments: `SegmentPlan.digest` of every run that was opened.
     """
 
     ledger: Path
     sources: tuple[str, ...] = ()
+    apart_from: tuple[Name, ...] = ()
     segments: tuple[Sha256, ...] = ()
 
 
@@ -62,12 +71,14 @@ class Claim:
     Args:
         population: Their name.
         ledger: Where their ledger is, absolute, without symbolic links.
-        sources: See `source_identity`.
+        sources: See `source_identities`.
+        apart_from: Populations in the same database that have other users.
     """
 
     population: str
     ledger: Path
     sources: tuple[str, ...]
+    apart_from: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, tenant: TenantFile, folder: Path, ledger: Path) -> "Claim":
@@ -82,10 +93,12 @@ class Claim:
             The claim.
         """
         sources = [source for source in (tenant.source, tenant.events) if source is not None]
-        return cls(tenant.population.name, ledger, tuple(source_identity(source, folder) for source in sources))
+        identities = [identity for source in sources for identity in source_identities(source, folder)]
+        population = tenant.population
+        return cls(population.name, ledger, tuple(dict.fromkeys(identities)), population.apart_from)
 
 
-def source_identity(source: Source, folder: Path) -> str:
+def source_identities(source: Source, folder: Path) -> tuple[str, ...]:
     """What a source is recognised by.
 
     Args:
@@ -93,28 +106,27 @@ def source_identity(source: Source, folder: Path) -> str:
         folder: What a relative path counts from.
 
     Returns:
-        `file:` and the path without symbolic links, or `sql:` and a hash.
+        `file:` and the path without symbolic links; for a query its database's identity and its own.
     """
     if isinstance(source, FileSource):
-        return f"file:{(folder / source.path).resolve()}"
-    return f"sql:{hashlib.sha256(_sql_text(source).encode()).hexdigest()}"
+        return (f"file:{(folder / source.path).resolve()}",)
+    return database_identity(source, folder), query_identity(source, folder)
 
 
-def _sql_text(source: SqlSource) -> str:
-    import sqlalchemy
+def _shared(mine: Iterable[str], theirs: Iterable[str]) -> set[str]:
+    """Of what kinds is what two populations' sources have in common; for a database `sqlite` or `database`."""
+    return {one.partition(":")[0] for one in mine if any(_same(one, other) for other in theirs)}
 
-    query = " ".join(source.query.split())
+
+def _same(one: str, other: str) -> bool:
+    kind, _, path = one.partition(":")
+    other_kind, _, other_path = other.partition(":")
+    if one == other or kind != other_kind or kind not in ("file", "sqlite"):
+        return one == other
     try:
-        url = sqlalchemy.make_url(source.url.get_secret_value())
-    except sqlalchemy.exc.ArgumentError:
-        raise ConfigError("source.url is not a usable SQLAlchemy URL; check it.") from None
-    database = url.database
-    if url.get_backend_name() == "sqlite" and database and database != ":memory:":
-        database = str(Path(database).resolve())
-    options = {key: value for key, value in url.query.items() if "pass" not in key.lower()}
-    # Built anew: `URL.set` keeps a password that is set to None.
-    plain = sqlalchemy.URL.create(url.drivername, url.username, None, url.host, url.port, database, options)
-    return f"{plain.render_as_string(hide_password=False)}\n{query}"
+        return Path(path).samefile(other_path)
+    except OSError:
+        return False
 
 
 class Registry:
@@ -147,7 +159,8 @@ class Registry:
             True where its ledger must be there.
 
         Raises:
-            ConfigError: The claim would give the same users a second ledger.
+            ConfigError: The claim would give the same users a second ledger, or it may and nobody has said that the
+                users are others.
         """
         known = self._read().populations
         where = 'write name = "{}" and ledger = "{}" under [population] in tenant.toml'
@@ -158,13 +171,39 @@ class Registry:
                 f"at {claim.ledger} would give its users a second budget; "
                 f"{where.format(claim.population, own.ledger)}, or correct {self._path} where you have moved it."
             )
+        apart = {*claim.apart_from, *(own.apart_from if own else ())}
         for name, other in known.items():
-            if name != claim.population and set(other.sources) & set(claim.sources):
+            if name == claim.population or not (shared := _shared(claim.sources, other.sources)):
+                continue
+            if shared & {"file", "query"}:
                 raise ConfigError(
                     f"population.name: the users of this source are population '{name}' already, and as "
                     f"'{claim.population}' they would have a second budget; {where.format(name, other.ledger)}."
                 )
+            if name not in apart and claim.population not in other.apart_from:
+                raise ConfigError(
+                    f"population.name: the database of this source is that of population '{name}' as well, and whoever "
+                    f"is in both it and '{claim.population}' would have two budgets; where the users are the same, "
+                    f'{where.format(name, other.ledger)}, and where nobody is in both, apart_from = ["{name}"].'
+                )
         return own is not None
+
+    def claim(self, claim: Claim) -> None:
+        """Write down where a population's data comes from now, unless that is known; nothing may speak against it.
+
+        Args:
+            claim: Of a tenant file.
+
+        Raises:
+            ConfigError: See `knows`; or it cannot be written.
+        """
+        self.knows(claim)
+        own = self._read().populations.get(claim.population)
+        if own and set(claim.sources) <= set(own.sources) and set(claim.apart_from) <= set(own.apart_from):
+            return
+        with self.joining():
+            self.knows(claim)
+            self.add(claim)
 
     @contextmanager
     def joining(self) -> Iterator[None]:
@@ -186,19 +225,20 @@ class Registry:
         finally:
             os.close(lock)
 
-    def add(self, claim: Claim, plan: SegmentPlan) -> None:
-        """Write down that a run was opened for a claim's users; to be called while the registry is held.
+    def add(self, claim: Claim, plan: SegmentPlan | None = None) -> None:
+        """Write down a claim, and that a run was opened for its users; to be called while the registry is held.
 
         Args:
             claim: Of the tenant file.
-            plan: Of the run.
+            plan: Of the run, where one was opened.
         """
         populations = dict(self._read().populations)
         old = populations.get(claim.population, Registered(ledger=claim.ledger))
         populations[claim.population] = Registered(
             ledger=old.ledger,
             sources=tuple(dict.fromkeys((*old.sources, *claim.sources))),
-            segments=tuple(dict.fromkeys((*old.segments, plan.digest))),
+            apart_from=tuple(dict.fromkeys((*old.apart_from, *claim.apart_from))),
+            segments=tuple(dict.fromkeys((*old.segments, *([plan.digest] if plan else [])))),
         )
         write_model(self._path, RegistryFile(populations=populations))
 

@@ -36,6 +36,9 @@ from fedprofile.common.tenant import Columns, Source, TenantFile
 
 MAX_PROBLEMS = 1000
 
+KeepWrong = Callable[[Problem, Any], None]
+"""Takes a problem and the cell that it is about."""
+
 _Event = tuple[datetime, Row]
 _Value = TypeVar("_Value")
 
@@ -55,7 +58,13 @@ class Usable:
     rows_left_out: int
 
 
-def read_examples(tenant: TenantFile, card: FederationCard, folder: Path, labelled: bool = True) -> list[Example]:
+def read_examples(
+    tenant: TenantFile,
+    card: FederationCard,
+    folder: Path,
+    labelled: bool = True,
+    keep_wrong: KeepWrong | None = None,
+) -> list[Example]:
     """Read and check everything that a tenant trains on, strictly.
 
     Args:
@@ -63,6 +72,7 @@ def read_examples(tenant: TenantFile, card: FederationCard, folder: Path, labell
         card: What the federation's templates and features need.
         folder: What relative paths count from.
         labelled: Whether a label is needed; without, every label is -1.
+        keep_wrong: Called with the cell of each problem that is about one; an error never holds it.
 
     Returns:
         One example a labelled row, in the source's order.
@@ -74,7 +84,7 @@ def read_examples(tenant: TenantFile, card: FederationCard, folder: Path, labell
         ConfigError: The card's template needs a time column that the tenant file does not name, or the tenant file
             protects a column that is not there.
     """
-    reader = _Reader(tenant, card, labelled=labelled, strict=True)
+    reader = _Reader(tenant, card, labelled=labelled, strict=True, keep_wrong=keep_wrong)
     reader.read(folder)
     reader.refuse()
     return reader.examples()
@@ -104,7 +114,16 @@ def read_usable(tenant: TenantFile, card: FederationCard, folder: Path) -> Usabl
 class _Reader:
     """Makes examples of rows and keeps what is wrong with them, by user and, where it is to be said, by place."""
 
-    def __init__(self, tenant: TenantFile, card: FederationCard, *, labelled: bool, strict: bool) -> None:
+    def __init__(
+        self,
+        tenant: TenantFile,
+        card: FederationCard,
+        *,
+        labelled: bool,
+        strict: bool,
+        keep_wrong: KeepWrong | None = None,
+    ) -> None:
+        self._keep_wrong = keep_wrong
         self._tenant, self._columns, self._labelled, self._strict = tenant, tenant.columns, labelled, strict
         self._numbers = card.history.numbers | {feature.name for feature in card.features.numeric}
         self._record_columns = template_columns(card.history.record) | card.features.columns
@@ -139,7 +158,8 @@ class _Reader:
             if shared:
                 self._take_event(row, user, "source")
         if self._strict and not self._rows_of and not self._skipped:
-            raise DataError("source: there is no row; check path or query in tenant.toml.")
+            mend = "check path or query in tenant.toml" if self._labelled else "give a file with rows to predict for"
+            raise DataError(f"{self._called('source')}: there is no row; {mend}.")
         if self._has_events and events is not None:
             for row, user in self._rows(events, folder, "events", for_events):
                 self._take_event(row, user, "events")
@@ -149,7 +169,9 @@ class _Reader:
         if self._problems:
             problems = tuple(self._problems)
             count = f"more than {MAX_PROBLEMS}" if len(problems) > MAX_PROBLEMS else len(problems)
-            raise DataError(f"{count} problems in the data; mend them and run `check` again:", problems)
+            where, command = ("the data", "check") if self._labelled else ("the rows to predict for", "predict")
+            what = f"1 problem in {where}; mend it" if len(problems) == 1 else f"{count} problems in {where}; mend them"
+            raise DataError(f"{what} and run `{command}` again:", problems)
         if not self._labelled:
             return  # Rows to predict for may be of new users, and need only the card's columns.
         if self._tenant.events is None or self._has_events:
@@ -182,6 +204,10 @@ class _Reader:
             return self._columns.event_time
         return self._columns.time or ""
 
+    def _called(self, part: str) -> str:
+        """What a person knows a part by: rows to predict for are none of tenant.toml's."""
+        return "--input" if part == "source" and not self._labelled else part
+
     def _source_name(self, name: str) -> str:
         return self._columns.rename.get(name, name)
 
@@ -196,7 +222,7 @@ class _Reader:
         for row in read_rows(source, folder, partial(self._check_columns, part, needed)):
             named.update(row.cells)
             if row.fault is not None:
-                self._problem(None, Problem(part, row.line, None, row.fault))
+                self._problem(None, Problem(part, row.line, None, row.fault), row)
                 continue
             user = self._read(row, None, self._columns.user, part, read_user)
             if user is not None:
@@ -213,11 +239,11 @@ class _Reader:
             names = ", ".join(f"'{name}'" for name in missing)
             which = f"columns {names} are" if len(missing) > 1 else f"column {names} is"
             raise DataError(
-                f"{part}: {which} missing among its {len(columns)} columns; give a CSV file a header line, or mend "
-                "[columns] in tenant.toml."
+                f"{self._called(part)}: {which} missing among its {len(columns)} columns; give a CSV file a header "
+                "line, or mend [columns] in tenant.toml."
             )
         if twice := sorted(name for name in needed if columns.count(name) > 1):
-            raise DataError(f"{part}: column '{twice[0]}' is there twice; rename one of them.")
+            raise DataError(f"{self._called(part)}: column '{twice[0]}' is there twice; rename one of them.")
 
     def _take_labelled(self, row: RawRow, user: str) -> None:
         time: Moment | None = Moment(datetime.max.replace(tzinfo=UTC), False)
@@ -229,7 +255,7 @@ class _Reader:
             if label < 0:
                 known = ", ".join(self._labels) if len(self._labels) <= 10 else f"{len(self._labels)} labels"
                 what = f"is not one of the card's labels ({known})"
-                self._problem(user, Problem("source", row.line, self._columns.label, what))
+                self._problem(user, Problem("source", row.line, self._columns.label, what), row)
         if self._columns.group:
             group = self._groups.get(self._read(row, user, self._columns.group, "source", read_text) or "", group)
         values = self._values(row, user, self._record_columns, "source")
@@ -256,7 +282,7 @@ class _Reader:
         time = self._read(row, user, column, part, partial(read_moment, day_ends=day_ends))
         if time is not None and self._zoned.setdefault(user, time.zoned) != time.zoned:
             what = "has a time zone where another time of this user has none, or the other way round"
-            self._problem(user, Problem(part, row.line, column, f"{what}; give all of them one, or none"))
+            self._problem(user, Problem(part, row.line, column, f"{what}; give all of them one, or none"), row)
         return time
 
     def _read(
@@ -265,15 +291,17 @@ class _Reader:
         try:
             return read(row.cells.get(column))
         except CellError as error:
-            self._problem(user, Problem(part, row.line, column, str(error)))
+            self._problem(user, Problem(part, row.line, column, str(error)), row)
             return None
 
-    def _problem(self, user: str | None, problem: Problem) -> None:
+    def _problem(self, user: str | None, problem: Problem, row: RawRow) -> None:
         if user is None:
             self._skipped += 1
         else:
             self.wrong.add(user)
         if self._strict:
+            if self._keep_wrong is not None and problem.column is not None:
+                self._keep_wrong(problem, row.cells.get(problem.column))
             self._problems[problem] = None
             if len(self._problems) > MAX_PROBLEMS:
                 self.refuse()

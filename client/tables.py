@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedprofile.client.databases import database_url, sqlite_file
 from fedprofile.common.errors import DataError
 from fedprofile.common.tenant import Source, SqlSource
 
@@ -61,7 +62,7 @@ def read_rows(source: Source, folder: Path, check_columns: CheckColumns) -> Iter
         DataError: The source as a whole cannot be read; what is said of it holds no cell and no password.
     """
     if isinstance(source, SqlSource):
-        yield from _read_sql(source, check_columns)
+        yield from _read_sql(source, folder, check_columns)
         return
     path = folder / source.path
     try:
@@ -155,17 +156,28 @@ def _value(scalar: Any) -> Any:
         return UNREADABLE
 
 
-def _read_sql(source: SqlSource, check_columns: CheckColumns) -> Iterator[RawRow]:
+def _read_sql(source: SqlSource, folder: Path, check_columns: CheckColumns) -> Iterator[RawRow]:
     import sqlalchemy
 
+    file = sqlite_file(source, folder)
+    if file is not None and not file.is_file():
+        # SQLite would make an empty database of that name.
+        raise DataError(f"{file}: is no file; mend the path of the database in tenant.toml.")
     try:
-        engine = sqlalchemy.create_engine(source.url.get_secret_value())
+        engine = sqlalchemy.create_engine(database_url(source, folder))
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
         raise DataError(
             f"source.url is not a usable SQLAlchemy URL ({type(error).__name__}); check it and its driver."
         ) from None
     try:
-        with engine.connect() as connection:
+        try:
+            opened = engine.connect()
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            raise DataError(
+                f"source.url: the database cannot be reached ({type(error).__name__}); look whether it runs, and at "
+                "host, port, database, user and password."
+            ) from None
+        with opened as connection:
             if engine.dialect.name == "postgresql":
                 connection = connection.execution_options(postgresql_readonly=True)
             elif engine.dialect.name == "sqlite":

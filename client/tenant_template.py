@@ -7,6 +7,7 @@ the invite's names, and a tenant that took one over would have a second budget f
 
 import json
 
+from fedprofile.client.directory import populations_folder
 from fedprofile.common.card import FederationCard
 
 DEFAULT_EPSILON = 3.0
@@ -41,6 +42,7 @@ def tenant_template(card: FederationCard) -> str:
             '#   kind = "sql"',
             '#   url = "postgresql+psycopg://reader@localhost/shop"',
             '#   query = "SELECT * FROM labelled"',
+            '# (a relative path in "sqlite:///shop.db" counts from this file as well)',
             "[source]",
             'kind = "csv"',
             'path = "data.csv"',
@@ -65,10 +67,13 @@ def tenant_template(card: FederationCard) -> str:
             "# Type a name for the users in this data: letters, digits, '.', '_', '-'. It is theirs for life: give the",
             "# same one in every directory and federation over the same users, because their one budget goes by it.",
             'name = ""',
+            "# Populations in the same database, where nobody is in both them and this one: your word, for life.",
+            '# apart_from = ["other-name"]',
             "# A round number that you type; public. Never computed from the data, and it need not follow its growth.",
             "declared_users = 1000",
-            "# Where their ledger lies; frozen at join. It must outlive this directory, so it cannot lie inside; by",
-            "# default it is NAME.sqlite in ~/.local/state/fedprofile/populations.",
+            "# Where their ledger lies; frozen at join. It must outlive this directory, so it cannot lie inside.",
+            f"# By default it is NAME.sqlite in {_text(str(populations_folder()))}.",
+            "# XDG_STATE_HOME moves that folder: never change it, as under another nothing of this ledger is known.",
             '# ledger = "/srv/fedprofile/NAME.sqlite"',
             "",
             "# For the population's whole life, over every federation.",

@@ -8,15 +8,35 @@ import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema
 
 from fedprofile.common.errors import ConfigError
+
+
+def _strict_numbers(schema: Any) -> None:
+    """Make every number of a core schema strict; pydantic has no setting for numbers alone."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("int", "float"):
+            schema["strict"] = True
+        for inner in schema.values():
+            _strict_numbers(inner)
+    elif isinstance(schema, list | tuple):
+        for inner in schema:
+            _strict_numbers(inner)
 
 
 class Frozen(BaseModel):
     """Base of every configuration object: immutable, unknown keys refused, no silent type juggling of numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """As pydantic makes it, but numbers are numbers and never text; whole ones may stand for others."""
+        schema = handler(source)
+        _strict_numbers(schema)
+        return schema
 
 
 Model = TypeVar("Model", bound=Frozen)

@@ -168,6 +168,12 @@ def read_exchanged(path: Path, model: type[Exchanged]) -> Exchanged:
         parsed = json.loads(data)
     except (ValueError, RecursionError):
         raise ConfigError(f"{path}: is not JSON; give the file as it was sent.") from None
+    required = {name for name, field in model.model_fields.items() if field.is_required()}
+    # Of another file's keys a list of what is missing would say nothing; one key that is misspelt is named.
+    if not isinstance(parsed, dict) or len(required & parsed.keys()) * 2 < len(required):
+        what = "an invite" if model is Invite else "an enrolment"
+        end = ".invite file that the operator" if model is Invite else ".enroll file that the tenant"
+        raise ConfigError(f"{path}: this is not {what}; give the {end} sent.")
     return validate(parsed, model, str(path))
 
 

@@ -42,7 +42,8 @@ class SqlSource(Frozen):
 
     kind: Literal["sql"]
     url: SecretStr
-    """For example `postgresql+psycopg://reader@db/shop` or `sqlite:///shop.db`."""
+    """For example `postgresql+psycopg://reader@db/shop` or `sqlite:///shop.db`, whose path counts from the tenant
+    file."""
     query: str
 
 
@@ -57,6 +58,8 @@ class PopulationSpec(Frozen):
     """A round number that a person types; never computed from the data and never following its growth."""
     ledger: Path | None = None
     """Relative to the tenant file, frozen at join; default `$XDG_STATE_HOME/fedprofile/populations/NAME.sqlite`."""
+    apart_from: tuple[Name, ...] = ()
+    """Populations in the same database of whom nobody is in this one; a person's word, for life."""
 
 
 class BudgetSpec(Frozen):

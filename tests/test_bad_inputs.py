@@ -33,7 +33,8 @@ TENANT: Data = {
     "events": {"kind": "csv", "path": "visits.csv"},
     "columns": {"user": "visitor", "time": "time", "event_time": "time", "label": "bought", "group": "region",
                 "protected": ["postcode"], "rename": {"item": "item"}},
-    "population": {"name": "shop", "declared_users": 50, "ledger": "../populations/shop.sqlite"},
+    "population": {"name": "shop", "declared_users": 50, "ledger": "../populations/shop.sqlite",
+                   "apart_from": ["clinic"]},
     "budget": {"epsilon": 8.0, "delta": 1e-4},
     "run": {"epsilon": 4.0, "delta": 5e-5, "spare_rounds": 1},
     "privacy": {"clip_norm": 1.0, "sample_rate": 0.5, "records_per_user": 4, "evaluation_users": 0.3},
@@ -90,9 +91,9 @@ def wrong_values(value: Any) -> list[Any]:
     if isinstance(value, bool | str):
         return [[1], {"x": 1}, 7.5]
     if isinstance(value, int):
-        return ["many", 1.5, -(10**9), [1]]
+        return ["many", str(value), 1.5, -(10**9), [1]]
     if isinstance(value, float):
-        return ["much", float("nan"), float("inf"), {"x": 1}]
+        return ["much", str(value), float("nan"), float("inf"), {"x": 1}]
     if isinstance(value, list):
         return ["x", 3, [{"x": 1}]]
     return ["x", 3, [1]]

@@ -6,21 +6,24 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedprofile.client.agreement import agree, claim_population, open_behind, read_agreement
+from fedprofile.client.agreement import agree, claim_population, claim_sources, open_behind, read_agreement
 from fedprofile.client.directory import TenantDirectory, write_model
 from fedprofile.client.enrolment import make_key
 from fedprofile.client.ledger_summary import summary
+from fedprofile.client.records import ExampleSource
 from fedprofile.client.registry import Registry
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.card import FederationCard
 from fedprofile.common.enrolment import Invite
 from fedprofile.common.errors import BudgetRefusal, ConfigError, LedgerBehindError
 from fedprofile.common.messages import Kind
+from fedprofile.common.tenant import Columns
 
 TENANT = """
 [source]
@@ -154,29 +157,132 @@ def test_one_source_has_one_name(machine: Machine) -> None:
     assert len(machine.ledgers()) == 2
 
 
-def test_an_sql_source_is_known_by_its_url_without_password_and_its_query(machine: Machine) -> None:
-    def sql(url: str, query: str) -> str:
-        return f'kind = "sql"\nurl = "{url}"\nquery = "{query}"'
+def _sql(url: str, query: str = "SELECT * FROM visits") -> str:
+    return f'kind = "sql"\nurl = "{url}"\nquery = "{query}"'
 
-    first = machine.tenant("one", source=sql("postgresql://reader:hunter2@db/shop", "SELECT *  FROM visits"))
-    machine.agree(first)
+
+def test_an_sql_source_is_known_by_its_database_and_its_query(machine: Machine) -> None:
+    url = "postgresql+psycopg://reader:hunter2@db/shop"
+    machine.agree(machine.tenant("one", source=_sql(url)))
     written = (machine.populations / "registry.json").read_text()
-    assert "hunter2" not in written and "SELECT" not in written and "reader" not in written
-    same = sql("postgresql://reader:other@db/shop?passfile=x", "SELECT * FROM visits")
+    assert all(word not in written for word in ("hunter2", "SELECT", "reader", "db/"))
+    same = (
+        _sql("postgresql+psycopg://reader:other@db/shop?passfile=x", "SELECT *  FROM visits"),
+        _sql(url, "select * from visits ;"),
+        _sql("postgresql://owner@DB:5432/shop"),
+        _sql("postgresql+psycopg2://:x@/shop?host=db"),
+    )
+    for source in same:
+        text = machine.tenant("two", name="shop-2", card="second", source=source).tenant_file
+        # Not even a person's word makes others of the users of one query.
+        for word in ("", 'apart_from = ["shop"]'):
+            text.write_text(text.read_text().replace("declared_users = 50", f"declared_users = 50\n{word}"))
+            with pytest.raises(ConfigError, match="are population 'shop' already"):
+                _claim(machine, TenantDirectory(text.parent))
+    machine.agree(machine.tenant("other", name="clinic", source=_sql("postgresql://reader@db/clinic")))
+    assert len(machine.ledgers()) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("postgresql+psycopg://reader:hunter2@db/shop", "postgresql://owner@DB.:5432/Shop"),
+        ("postgresql:///shop", "postgresql://u@127.0.0.1/shop"),
+        ("postgresql://shop@localhost", "postgresql://u@[::1]/shop"),
+        ("mysql+pymysql://u@db/shop", "mariadb://v@db:3306/shop"),
+        ("sqlite:///../shop.db", "sqlite:////ROOT/shop.db"),
+        ("sqlite:///../shop.db", "sqlite:////ROOT/hard.db"),
+        ("sqlite:///../shop.db", "sqlite:///file:../link.db?mode=ro&uri=true"),
+    ],
+)
+def test_another_population_in_the_same_database_needs_a_persons_word(
+    machine: Machine, first: str, second: str
+) -> None:
+    root = machine.root
+    (root / "shop.db").touch()
+    (root / "hard.db").hardlink_to(root / "shop.db")
+    (root / "link.db").symlink_to(root / "shop.db")
+    one = machine.tenant("one", source=_sql(first.replace("/ROOT", str(root))))
+    machine.agree(one)
+    place = machine.tenant("two", name="clinic", source=_sql(second.replace("/ROOT", str(root)), "SELECT * FROM other"))
+    for refused in (_claim, Machine.agree):
+        with pytest.raises(ConfigError, match=r"two budgets; .*write name = \"shop\".* apart_from = \[\"shop\"\]"):
+            refused(machine, place)
+    text = place.tenant_file.read_text()
+    place.tenant_file.write_text(text.replace("declared_users = 50", 'declared_users = 50\napart_from = ["shop"]'))
+    machine.agree(place)
+    # It is kept: neither of the two is asked again.
+    place.tenant_file.write_text(text)
+    assert _claim(machine, place) and _claim(machine, one)
+    third = machine.tenant("three", name="bank", source=_sql(first.replace("/ROOT", str(root)), "SELECT 3"))
+    text = third.tenant_file.read_text()
+    third.tenant_file.write_text(text.replace("declared_users = 50", 'declared_users = 50\napart_from = ["shop"]'))
+    with pytest.raises(ConfigError, match="population 'clinic' as well"):
+        _claim(machine, third)
+
+
+def test_a_hard_link_is_the_same_file_and_a_new_file_is_another(machine: Machine) -> None:
+    data = machine.root / "visits.csv"
+    data.write_text("old")
+    machine.agree(machine.tenant("one", source=f'kind = "csv"\npath = "{data}"'))
+    link = machine.root / "hard.csv"
+    link.hardlink_to(data)
+    second = machine.tenant("two", name="shop-2", source=f'kind = "csv"\npath = "{link}"')
     with pytest.raises(ConfigError, match="are population 'shop' already"):
-        machine.agree(machine.tenant("two", name="shop-2", card="second", source=same))
-    for number, different in enumerate(
-        (
-            sql("postgresql://reader:hunter2@db/clinic", "SELECT * FROM visits"),
-            sql("postgresql://reader:hunter2@db/shop", "SELECT * FROM patients"),
-        )
-    ):
-        machine.agree(machine.tenant(f"other{number}", name=f"other{number}", source=different))
-    relative = sql("sqlite:///shop.db", "SELECT 1")
-    machine.agree(machine.tenant("lite", name="lite", source=relative))
-    absolute = sql(f"sqlite:///{Path('shop.db').absolute()}", "SELECT 1")
-    with pytest.raises(ConfigError, match="are population 'lite' already"):
-        machine.agree(machine.tenant("lite-2", name="lite-2", source=absolute))
+        _claim(machine, second)
+    link.unlink()
+    link.write_text("somebody else's")
+    assert not _claim(machine, second)
+
+
+def test_a_source_that_was_edited_after_join_is_registered_before_it_is_read(machine: Machine) -> None:
+    """Otherwise the file of today would be another population's tomorrow."""
+    one, june = machine.tenant("one"), machine.root / "june.csv"
+    machine.agree(one)
+    one.tenant_file.write_text(one.tenant_file.read_text().replace('path = "one.csv"', f'path = "{june}"'))
+    before = (machine.populations / "registry.json").read_bytes()
+    assert _claim(machine, one), "a look alone"
+    assert (machine.populations / "registry.json").read_bytes() == before
+    claim_sources(one, one.read_tenant_file(), machine.registry)
+    with pytest.raises(ConfigError, match="are population 'shop' already"):
+        machine.agree(machine.tenant("two", name="june-people", source=f'kind = "csv"\npath = "{june}"'))
+    known = (machine.populations / "registry.json").stat()
+    claim_sources(one, one.read_tenant_file(), machine.registry)
+    assert (machine.populations / "registry.json").stat().st_ino == known.st_ino, "nothing new, nothing written"
+    machine.agree(machine.tenant("three", name="clinic", source='kind = "csv"\npath = "../clinic.csv"'))
+    one.tenant_file.write_text(one.tenant_file.read_text().replace("june.csv", "clinic.csv"))
+    with pytest.raises(ConfigError, match="are population 'clinic' already"):
+        claim_sources(one, one.read_tenant_file(), machine.registry)
+
+
+def test_a_link_that_leads_elsewhere_is_registered_whenever_it_is_read(machine: Machine) -> None:
+    link, visits = machine.root / "newest.csv", "visitor,time,month,action,item,visits,device,region,bought\n"
+    for month in ("may", "june", "clinic"):
+        rows = "u1,2026-01-01,w1,viewed,shoes,3,phone,north,no\n"
+        (machine.root / f"{month}.csv").write_text(visits + rows)
+    link.symlink_to("may.csv")
+    one = machine.tenant("one", source=f'kind = "csv"\npath = "{link}"')
+    tenant = one.read_tenant_file()
+    tenant = tenant.model_copy(update={"columns": Columns(user="visitor", time="time", label="bought")})
+    examples = ExampleSource(
+        tenant, machine.cards["first"], one.root, partial(claim_sources, one, tenant, machine.registry)
+    )
+    machine.agree(one)
+    machine.agree(machine.tenant("three", name="clinic", source='kind = "csv"\npath = "../clinic.csv"'))
+    examples.validate()
+    assert examples.news() and examples.news() is None
+
+    def lead_to(target: str) -> None:
+        link.unlink()
+        link.symlink_to(target)
+
+    lead_to("june.csv")
+    examples.news()
+    with pytest.raises(ConfigError, match="are population 'shop' already"):
+        machine.agree(machine.tenant("two", name="june-people", source='kind = "csv"\npath = "../june.csv"'))
+    lead_to("clinic.csv")
+    with pytest.raises(ConfigError, match="are population 'clinic' already"):
+        examples.news()
 
 
 @pytest.mark.parametrize("known_by", ["segment.json", "registry", "marks", "account's marks"])

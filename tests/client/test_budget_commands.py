@@ -201,6 +201,8 @@ def test_the_ledger_is_verified_and_exported(tenant: Tenant, tmp_path: Path) -> 
     assert [row["head"] for row in export["releases"]] == [row["head"] for row in told["releases"]]
     assert file.stat().st_mode & 0o777 == 0o600
     assert tenant.run("budget", "--export", str(file / "below")).returncode == 2
+    absent = tmp_path / "absent" / "ledger.json"
+    assert tenant.run("budget", "--export", str(absent)).returncode == 2 and not absent.parent.exists()
 
     with read_agreement(tenant.place).open_ledger(tenant.place, Registry.of_user()) as ledger:
         ledger._connection.execute("UPDATE entries SET steps = 1 WHERE sequence = 1")

@@ -5,26 +5,34 @@ import json
 import random
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 import tomllib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from flwr.app import Message
+from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.task_identity import TaskIdentity
 from tests.client.terminal import on_a_terminal
 
 from fedprofile.client.agreement import card_text, read_agreement
 from fedprofile.client.cli import app
-from fedprofile.client.directory import TenantDirectory, write_model
+from fedprofile.client.directory import TenantDirectory, populations_folder, write_model
 from fedprofile.client.enrolment import make_key, read_key
+from fedprofile.client.journal import Journal
+from fedprofile.client.received import AdapterFolder
 from fedprofile.client.records import ExampleSource
 from fedprofile.client.registry import Registry
+from fedprofile.client.remaining import is_over
 from fedprofile.client.tenant_template import tenant_template
 from fedprofile.common.adapters import arrays_hash
 from fedprofile.common.card import FederationCard
@@ -225,7 +233,10 @@ def test_check_shows_the_data_and_the_cost_and_writes_nothing(home: Home) -> Non
     assert {"delta", "unit", "adjacency", "accountant"} <= set(found["cost"]["after_rounds"][0])
     code, out, _ = home.run("check", "--dir", str(home.root))
     assert code == 0
-    assert "viewed books" in out or "viewed shoes" in out
+    assert "viewed" not in out and "your users' data is shown on a terminal only" in out
+    code, shown = on_a_terminal([Path(sys.executable).parent / "flower-client", "check", "--dir", home.root])
+    assert code == 0, shown
+    assert "viewed books" in shown or "viewed shoes" in shown
     assert "declared: 50" in out and "20 % off" in out
     assert any("####" in line for line in out.splitlines()), "history lengths are drawn"
     # Life's delta 1e-4 and epsilon 8 hold this run's 5e-5 and 4 twice.
@@ -238,11 +249,20 @@ def test_a_changed_card_is_shown_as_a_difference_and_needs_a_new_agreement(home:
     home.joined()
     training = {**home.card.training.model_dump(mode="json"), "local_steps": 3}
     home.run("join", str(home.invite(training=training)), "--dir", str(home.root))
-    code, _, err = home.run("start", "--dir", str(home.root))
-    assert code == 2
-    assert "join" in err
+    # Until the tenant agrees, the run that was agreed to and what it has brought stay usable.
+    assert home.place.new_invite.exists() and read_agreement(home.place).card == home.card
+    (home.root / "new.csv").write_text(visits())
+    code, _, err = home.run("predict", "--dir", str(home.root), "--input", str(home.root / "new.csv"))
+    assert code == 2 and "no adapter has come yet" in err
+    home.run("join", str(home.invite()), "--dir", str(home.root))
+    assert not home.place.new_invite.exists(), "the operator has taken it back"
+    home.run("join", str(home.invite(training=training)), "--dir", str(home.root))
     code, out, err = home.run("join", "--dir", str(home.root), "--yes")
     assert code == 0, err
+    assert f"The ledger of population 'shop' is {home.ledger}." in out
+    agreed = read_agreement(home.place)
+    assert agreed.card.training.local_steps == 3 and agreed.invite.card_hash == agreed.card.hash
+    assert not home.place.new_invite.exists()
     assert "- training.local_steps = 2" in out and "+ training.local_steps = 3" in out
     assert "task.labels" not in out
     assert json.loads(home.run("budget", "--dir", str(home.root), "--json")[1])["left"] == 0.0
@@ -321,6 +341,141 @@ def test_check_names_every_problem_and_shows_cells_on_a_terminal_only(home: Home
     assert code == 2
     assert "line 2, column 'time': 'day 1'" in shown and "line 119, column 'time': 'day 118'" in shown
     assert shown.count("'day ") == 40
+
+
+def test_cells_are_those_of_the_first_reading(home: Home) -> None:
+    """A query without an order gives other rows when it is asked again, and a right cell would be shown."""
+    home.run("join", str(home.invite()), "--dir", str(home.root))
+    home.edit('kind = "csv"\npath = "visits.csv"', 'kind = "sql"\nurl = "sqlite:///visits.db"\nquery = "{query}"')
+    query = "SELECT * FROM visits ORDER BY random()"
+    home.place.tenant_file.write_text(home.place.tenant_file.read_text().replace("{query}", query))
+    lines = [line.split(",") for line in visits().splitlines()]
+    lines[7][8] = "perhaps"
+    with closing(sqlite3.connect(home.root / "visits.db")) as database:
+        database.execute(f"CREATE TABLE visits ({', '.join(lines[0])})")
+        database.executemany(f"INSERT INTO visits VALUES ({', '.join('?' * 9)})", lines[1:])
+        database.commit()
+    command = ["check", "--dir", str(home.root), "--values"]
+    code, shown = on_a_terminal([Path(sys.executable).parent / "flower-client", *command])
+    assert code == 2 and "1 problem in the data; mend it and run `check` again" in shown
+    assert "column 'bought': 'perhaps'" in shown
+
+
+def test_what_nothing_would_come_of_is_said_by_check(home: Home) -> None:
+    home.run("join", str(home.invite()), "--dir", str(home.root))
+    home.write_data()
+    home.edit("reply_every = 0.25", "reply_every = 0.25\nkinds = []")
+    code, _, err = home.run("check", "--dir", str(home.root))
+    assert code == 3 and "policy.kinds is empty: nothing would be answered" in err
+    (home.root.parent / "file").touch()
+    home.edit("../populations/shop.sqlite", "../file/shop.sqlite")
+    code, _, err = home.run("check", "--dir", str(home.root))
+    assert code == 2 and "no ledger can be written there" in err
+    home.edit("reply_every = 0.25", 'reply_every = 0.25\nkinds = ["train", "deliver"]')
+    assert "policy.kinds leaves out 'evaluate'" in home.run("check", "--dir", str(home.root))[1]
+    assert "--yes" in home.run("join", "--dir", str(home.root))[2] and not home.ledger.exists()
+
+
+def test_check_looks_at_delta_as_well(home: Home) -> None:
+    home.joined()
+    home.edit("epsilon = 4.0\ndelta = 5e-5", "epsilon = 1.0\ndelta = 9e-5")
+    for command in (["check"], ["join", "--yes"]):
+        code, _, err = home.run(*command, "--dir", str(home.root))
+        assert code == 3 and "delta" in err and "left of population 'shop'" in err
+
+
+def test_join_without_a_terminal_needs_yes(home: Home) -> None:
+    home.run("join", str(home.invite()), "--dir", str(home.root))
+    home.edit()
+    home.write_data()
+    command = [str(Path(sys.executable).parent / "flower-client"), "join", "--dir", str(home.root)]
+    done = subprocess.run(command, input="y\n", capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "join asks on a terminal; give --yes where there is none" in done.stderr
+    assert not home.ledger.exists()
+
+
+def test_a_wrong_input_of_predict_is_said_to_be_one(home: Home) -> None:
+    home.joined()
+    AdapterFolder(home.place, home.card.hash).keep({"head.bias": np.zeros(2, np.float32)}, 1)
+    rows = home.root / "new.csv"
+
+    def told() -> str:
+        code, _, err = home.run("predict", "--dir", str(home.root), "--input", str(rows))
+        assert code == 2 and "tenant.toml" not in err and "check" not in err
+        return err
+
+    assert "cannot be read" in told() and "give a file with the rows to predict for" in told()
+    lines = visits().splitlines()
+    rows.write_text(f"{lines[0]}\n")
+    assert "--input: there is no row" in told()
+    rows.write_text(f"{lines[0]}\n{lines[1].replace('2026', 'x')}\n")
+    assert "1 problem in the rows to predict for; mend it and run `predict` again" in told()
+    rows.write_text("\n".join([lines[0], *(line.replace("2026", "x") for line in lines[1:])]))
+    assert told().count("column 'time'") == 120
+    rows.write_text(visits())
+    home.write_data()
+    before = (home.root / "visits.csv").read_bytes()
+    for name, why in (("visits.csv", "is a source"), ("new.csv", "is there already"), ("key.csv/x.csv", "no folder")):
+        command = ["predict", "--dir", str(home.root), "--input", str(rows), "--output", str(home.root / name)]
+        code, _, err = home.run(*command)
+        assert code == 2 and why in err
+    assert (home.root / "visits.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("sent", ["shop.enroll", "tenants.json"])
+def test_another_file_is_not_taken_for_an_invite(home: Home, tmp_path: Path, sent: str) -> None:
+    home.joined()
+    shutil.copy(home.root / "shop.enroll", tmp_path / "shop.enroll")
+    (tmp_path / "tenants.json").write_text('{"format": 1, "tenants": {}}')
+    code, _, err = home.run("join", str(tmp_path / sent), "--dir", str(tmp_path / "other"))
+    assert code == 2 and "this is not an invite; give the .invite file" in err and err.count("\n") == 1
+
+
+def test_start_says_at_once_that_the_run_is_over(home: Home) -> None:
+    home.joined()
+    adapters = AdapterFolder(home.place, home.card.hash)
+    adapters.keep({"head.bias": np.zeros(2, np.float32)}, 2)
+    agreement, lines = read_agreement(home.place), list[str]()
+    assert not is_over(home.place, agreement, Registry.of_user(), lines.append) and not lines
+    adapters.keep({"head.bias": np.zeros(2, np.float32)}, 2, final=True)
+    code, out, err = home.run("start", "--dir", str(home.root))
+    assert code == 0, err
+    assert "the run is over after round 2" in out and "loading" not in out
+    # The server may wait for the reply to the final adapter itself.
+    envelope = PullMessagesResponse(messages_list=[ProtoMessage()], message_object_trees=[ObjectTree()])
+    Journal(home.place.journal).keep(envelope)
+    assert not is_over(home.place, agreement, Registry.of_user(), lines.append)
+
+
+def test_start_says_at_once_that_nothing_is_left(home: Home) -> None:
+    home.joined()
+    agreement, lines = read_agreement(home.place), list[str]()
+    with agreement.open_ledger(home.place, Registry.of_user()) as ledger:
+        [segment] = ledger.segments()
+        for number in range(2):
+            ledger.reserve(segment, Kind.TRAIN, number + 1, "a" * 64)
+        for number in range(segment.plan.cap_tables):
+            ledger.reserve(segment, Kind.EVALUATE, number, "a" * 64)
+    # Free is what can still come: the final adapter, and kept replies.
+    assert (
+        not is_over(home.place, agreement, Registry.of_user(), lines.append)
+        and "nothing is left of this run's share" in lines[0]
+    )
+    home.edit("reply_every = 0.25", 'reply_every = 0.25\nkinds = ["train", "evaluate"]')
+    code, out, err = home.run("start", "--dir", str(home.root))
+    assert code == 3 and "nothing is left of this run's share (epsilon=4" in err and "loading" not in out
+
+
+def test_a_source_that_was_edited_after_join_is_registered_by_start(home: Home) -> None:
+    home.joined()
+    shutil.copy(home.root / "visits.csv", home.root / "june.csv")
+    home.edit("visits.csv", "june.csv")
+    (home.root / "june.csv").write_text("visitor\n")
+    assert home.run("check", "--dir", str(home.root))[0] == 2
+    registry = populations_folder() / "registry.json"
+    assert not registry.exists(), "a look writes nothing"
+    assert home.run("start", "--dir", str(home.root))[0] == 2, "there is no row in it"
+    assert str(home.root / "june.csv") in registry.read_text()
 
 
 def test_a_wrong_base_model_is_refused(home: Home, tiny_base: Path, tmp_path: Path) -> None:
@@ -490,6 +645,7 @@ def test_a_whole_run(home: Home, superlink: "SuperLink") -> None:
     )
     assert code == 0
     assert target.read_text().splitlines()[0] == "user,label,p(no),p(yes)"
+    assert target.stat().st_mode & 0o777 == 0o600
     code, _, err = home.run("predict", "--dir", str(home.root), "--input", "rows.xlsx")
     assert code == 2 and ".csv" in err
     log = home.place.log

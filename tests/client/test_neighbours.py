@@ -11,6 +11,7 @@ import logging
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,23 @@ def test_a_database_that_fails_is_an_error_without_its_text(
     with pytest.raises(DataError) as caught:
         read_usable(_tenant(source={"kind": "sql", "url": url, "query": query}), card, tmp_path)
     assert "913" not in str(caught.value) and "hunter2" not in str(caught.value)
+
+
+def test_a_database_that_is_not_there_is_told_from_a_query_that_fails(tmp_path: Path, card: FederationCard) -> None:
+    """And none is made: SQLite would, at the first look."""
+    with closing(sqlite3.connect(tmp_path / "there.db")) as made:
+        made.execute("CREATE TABLE visits (who)")
+    for url, query, told in (
+        ("sqlite:///absent.db", "SELECT 1", r"absent\.db: is no file; mend the path of the database"),
+        ("sqlite:///file:absent.db?uri=true", "SELECT 1", r"absent\.db: is no file"),
+        ("postgresql+psycopg://u:hunter2@127.0.0.1:1/shop", "SELECT 1", "cannot be reached .* look whether it runs"),
+        ("sqlite:///there.db", "SELECT absent FROM visits", "source.query failed"),
+        ("sqlite:///file:there.db?mode=ro&uri=true", "SELECT absent FROM visits", "source.query failed"),
+        ("postgresql://h:port/shop", "SELECT 1", "is not a usable SQLAlchemy URL"),
+    ):
+        with pytest.raises(DataError, match=told):
+            read_usable(_tenant(source={"kind": "sql", "url": url, "query": query}), card, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["there.db"]
 
 
 CELLS = st.one_of(

@@ -37,6 +37,9 @@ epsilon = 4.0
         (("epsilon = 4.0", "epsilon = 9.0"), "above budget.epsilon=8"),
         (("epsilon = 8.0", "epsilon = 8.0\ndelta = 0.01"), "1/(10 * declared_users)"),
         (("declared_users = 1000", 'declared_users = "many"'), "'population.declared_users'"),
+        (("epsilon = 4.0", 'epsilon = "4"'), "'run.epsilon': Input should be a valid number (found '4')"),
+        (("declared_users = 1000", 'declared_users = "1000"'), "'population.declared_users'"),
+        (("declared_users = 1000", "declared_users = true"), "'population.declared_users'"),
         (('kind = "csv"', 'kind = "xml"'), "'source'"),
         (("epsilon = 8.0", "epsilon = inf"), "'budget.epsilon'"),
         (("[run]", "[run"), "is not valid TOML"),
@@ -50,6 +53,10 @@ def test_a_mistake_is_named_in_one_sentence(change: tuple[str, str], expected: s
     assert str(caught.value).startswith("tenant.toml: ")
     assert expected in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_a_whole_number_is_a_number() -> None:
+    assert parse_toml(TENANT.replace("8.0", "8"), TenantFile, "tenant.toml").budget.epsilon == 8.0
 
 
 def test_defaults_follow_the_page() -> None:
