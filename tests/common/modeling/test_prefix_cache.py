@@ -242,3 +242,32 @@ def test_values_beyond_the_number_format_are_not_finite() -> None:
 def test_a_folder_needs_a_secret(secret: bytes | None, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="16 bytes"):
         PrefixCache(Counting(), folder=tmp_path, secret=secret)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_is_beyond_the_limit_is_computed_each_time(pooled: bool, on_disk: bool, tmp_path: Path) -> None:
+    tokens = _records(5, 9, 7, 6)
+    source = Counting(pooled=pooled)
+    row = 3 * (4 if pooled else 2)
+    # Room for the two shortest: 5 and 6 tokens, or one vector each.
+    room = 2 * row if pooled else 12 * row
+    folder = tmp_path / "cache" if on_disk else None
+    cache = PrefixCache(source, folder=folder, secret=SECRET if on_disk else None, limit=room)
+    unlimited = PrefixCache(Counting(pooled=pooled))
+    cache.fill(tokens)
+    assert len(cache) == 2 and 0 < cache.size <= room
+    before = source.computed
+    for _ in range(2):
+        assert torch.equal(cache.get(tokens, 10), unlimited.get(tokens, 10))
+        assert not cache.broken(tokens).any()
+    assert source.computed == before + 2 * 2 * 2
+    assert len(cache) == 2 and cache.size <= room
+
+
+def test_a_record_that_is_not_finite_is_told_also_beyond_the_limit() -> None:
+    tokens = _records(5, 9)
+    cache = PrefixCache(Counting(factor=1e30), limit=1)
+    assert len(cache) == 0 and cache.broken(tokens).all()
+    with pytest.raises(ActivationError):
+        cache.check_finite(tokens)
