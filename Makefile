@@ -31,6 +31,8 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/round_overhead.py
 	$(BIN)/python benchmarks/secure_noise.py
+	$(BIN)/python benchmarks/many_tenants.py
+	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/purchase_intention.py --seeds 1
 
 # Kills a live federation; RESUME=1 adds to what the log holds.

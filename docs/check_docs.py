@@ -36,7 +36,12 @@ def problems() -> list[str]:
         file = ROOT / place
         if not file.is_file() or (named and f"def {name}(" not in file.read_text(encoding="utf-8")):
             found.append(f"docs/privacy.md names {reference}, which does not exist")
-    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "privacy.md"):
+    for document in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "docs" / "privacy.md",
+        ROOT / "docs" / "experiments.md",
+    ):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text(encoding="utf-8")):
             if not (document.parent / target).exists():
                 found.append(f"{document.name} links to {target}, which does not exist")
