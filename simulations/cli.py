@@ -13,19 +13,14 @@ DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "experiments" / "def
 
 app = typer.Typer(
     name="simulate.py",
-    help="Whole federations on one machine, before anyone spends real privacy.",
+    help=(
+        "Whole federations on one machine, before anyone spends real privacy. `simulate.py EXPERIMENT.toml` runs an "
+        "experiment, and `simulate.py` alone the default one."
+    ),
     no_args_is_help=False,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-@app.callback()
-def about() -> None:
-    """Whole federations on one machine, before anyone spends real privacy.
-
-    `simulate.py EXPERIMENT.toml` runs an experiment, `simulate.py` alone the default one; both are `simulate.py run`.
-    """
 
 
 @app.command()

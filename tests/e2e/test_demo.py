@@ -93,6 +93,8 @@ def test_a_folder_that_is_not_empty_is_refused_and_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_without_a_verb_it_says_what_exists() -> None:
-    ran = _python("simulate.py")
-    assert ran.returncode == 2 and "demo" in ran.stderr
+def test_its_help_says_what_exists() -> None:
+    ran = _python("simulate.py", "--help")
+    assert ran.returncode == 0 and "demo" in ran.stdout and "EXPERIMENT.toml" in ran.stdout
+    ran = _python("simulate.py", "no-such-file.toml")
+    assert ran.returncode == 2 and "no-such-file.toml: cannot be read" in ran.stderr
