@@ -6,8 +6,8 @@ Every engine does the same work: K tenants with 200 records of ragged text, one 
 average, 5 steps of Adam a round with per-record clipping and noise, federated averaging, no evaluation. Each runs in
 a process of its own, one after another, on all cores that this process may use.
 
-    ray          Flower 1.41's own engine; the client builds model, optimiser and Opacus's PrivacyEngine in every
-                 message, as Flower's Opacus examples do; one actor a core
+    ray          Flower 1.41's own engine; the client builds model (transformers and PEFT alone), optimiser and Opacus's
+                 PrivacyEngine in every message, as Flower's Opacus examples do; one actor a core
     sequential   one model and Opacus's hooks in this process, one tenant after another, the base run whole
     cached       the same, from cached activations of the frozen layers
     cohort       `python simulate.py`'s engine: server app, strategy, ledgers and all
@@ -72,7 +72,7 @@ def main(
 
 def _measured(name: str, work: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run one engine in a process of its own and watch it."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "RAY_USAGE_STATS_ENABLED": "0"}
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.simulation_engines", name, json.dumps(work), str(folder)],

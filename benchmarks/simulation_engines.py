@@ -18,6 +18,7 @@ import fedprofile.common.environment  # noqa: E402, F401  (before flwr and torch
 from fedprofile.client.sampling import TenantRecords  # noqa: E402
 from fedprofile.common.card import FederationCard  # noqa: E402
 from fedprofile.common.interactions import EncodedRecords  # noqa: E402
+from fedprofile.common.modeling.batches import pad_tokens  # noqa: E402
 from fedprofile.common.modeling.head import summed_loss  # noqa: E402
 from fedprofile.common.modeling.profile_model import Prefixes, ProfileModel  # noqa: E402
 from fedprofile.simulations.comparison import changed  # noqa: E402
@@ -181,13 +182,16 @@ def _ray(work: dict[str, Any]) -> dict[str, float]:
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
-        model, _ = SharedBase.load(card.base, CacheSpec("none"), device=work["device"]).model(card)
+        model = _plain_model(work, card)
+        trainables = {name: value for name, value in model.named_parameters() if value.requires_grad}
         record = message.content["arrays"]
         assert isinstance(record, ArrayRecord)
-        model.set_arrays({name: array.numpy() for name, array in record.items()})
+        with torch.no_grad():
+            for name, value in trainables.items():
+                value.copy_(torch.from_numpy(record[name].numpy()))
         found = records_of(int(context.node_config["partition-id"]), card.features.width)
-        train_one(model, list(model.trainables().values()), records_loss(model, found, None))
-        arrays = ArrayRecord({name: _array(value) for name, value in model.get_arrays().items()})
+        _train_plainly(model, list(trainables.values()), found)
+        arrays = ArrayRecord({name: _array(value.detach().cpu().numpy()) for name, value in trainables.items()})
         metrics = MetricRecord({"num-examples": RECORDS})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
@@ -203,8 +207,10 @@ def _ray(work: dict[str, Any]) -> dict[str, float]:
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        start = SharedBase.load(card.base, CacheSpec("none")).model(card)[0].initial_arrays()
-        arrays = ArrayRecord({name: _array(value) for name, value in start.items()})
+        start = _plain_model(work, card).named_parameters()
+        arrays = ArrayRecord(
+            {name: _array(value.detach().cpu().numpy()) for name, value in start if value.requires_grad}
+        )
         strategy = Timed(fraction_evaluate=0.0, min_train_nodes=2, min_available_nodes=work["tenants"])
         ends.append(time.monotonic())
         strategy.start(grid=grid, initial_arrays=arrays, num_rounds=work["rounds"])
@@ -212,6 +218,80 @@ def _ray(work: dict[str, Any]) -> dict[str, float]:
     resources: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0.25 if work["device"] == "cuda" else 0.0}
     run_simulation(server, client, work["tenants"], backend_config={"client_resources": resources})
     return _times(ends[0], ends[0], list(np.diff(ends)))
+
+
+def _plain_model(work: dict[str, Any], card: FederationCard) -> Any:
+    """The same model by transformers and PEFT alone, without this project's checks of it."""
+    from peft import LoraConfig, get_peft_model
+    from torch import nn
+    from transformers import AutoModel
+
+    from fedprofile.common.modeling.base import embedded_folder
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            base = AutoModel.from_pretrained(
+                str(embedded_folder()),
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                add_pooling_layer=False,
+            )
+            layers = range(base.config.num_hidden_layers)[-work["top_layers"] :]
+            lora = LoraConfig(
+                r=8,
+                lora_alpha=16,
+                target_modules=["query", "value"],
+                layers_to_transform=list(layers),
+                lora_dropout=0.0,
+            )
+            self.encoder = get_peft_model(base, lora)
+            for name, value in self.encoder.named_parameters():
+                value.requires_grad_("lora_B" in name or ("lora_A" in name and work["train"] == "AB"))
+            self.head = nn.Linear(base.config.hidden_size + card.features.width, 2)
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+            hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+            if work["pooling"] == "last":
+                pooled = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+            else:
+                pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            logits: torch.Tensor = self.head(torch.cat([pooled, features], dim=1))
+            return logits
+
+    return Plain().to(work["device"]).train()
+
+
+def _train_plainly(model: Any, parameters: list[Any], records: EncodedRecords) -> None:
+    """Local steps by Opacus's `PrivacyEngine`, as its and Flower's tutorials have it."""
+    from itertools import islice
+
+    from opacus import PrivacyEngine
+    from torch.utils.data import DataLoader
+
+    def padded(places: list[int]) -> tuple[torch.Tensor, ...]:
+        if not places:
+            return (torch.empty(0),)
+        batch = pad_tokens([records.tokens[place] for place in places], 0, max(len(records.tokens[p]) for p in places))
+        labels = torch.from_numpy(records.labels[places])
+        return batch.ids, batch.mask, torch.from_numpy(records.features[places]), labels
+
+    loader = DataLoader(range(RECORDS), batch_size=int(SAMPLE_RATE * RECORDS), collate_fn=padded)  # type: ignore[arg-type, var-annotated]
+    private, optimizer, loader = PrivacyEngine().make_private(
+        module=model,
+        optimizer=torch.optim.Adam(parameters, lr=RATE),
+        data_loader=loader,
+        noise_multiplier=NOISE,
+        max_grad_norm=CLIP,
+    )
+    device = parameters[0].device
+    for batch in islice(loader, STEPS):
+        if len(batch) < 4:
+            continue
+        ids, mask, features, labels = (part.to(device) for part in batch)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(private(ids, mask, features), labels).backward()
+        optimizer.step()
 
 
 def _array(value: np.ndarray) -> Any:
