@@ -199,6 +199,9 @@ def _ray(work: dict[str, Any]) -> dict[str, float]:
 
     class Timed(FedAvg):
         def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            replies = list(replies)
+            if sum(not reply.has_error() for reply in replies) < work["tenants"]:
+                raise RuntimeError("a client failed")
             found = super().aggregate_train(server_round, replies)
             ends.append(time.monotonic())
             return found
@@ -267,16 +270,11 @@ def _train_plainly(model: Any, parameters: list[Any], records: EncodedRecords) -
     from itertools import islice
 
     from opacus import PrivacyEngine
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, TensorDataset
 
-    def padded(places: list[int]) -> tuple[torch.Tensor, ...]:
-        if not places:
-            return (torch.empty(0),)
-        batch = pad_tokens([records.tokens[place] for place in places], 0, max(len(records.tokens[p]) for p in places))
-        labels = torch.from_numpy(records.labels[places])
-        return batch.ids, batch.mask, torch.from_numpy(records.features[places]), labels
-
-    loader = DataLoader(range(RECORDS), batch_size=int(SAMPLE_RATE * RECORDS), collate_fn=padded)  # type: ignore[arg-type, var-annotated]
+    batch = pad_tokens(records.tokens, 0, MAX_TOKENS)
+    data = TensorDataset(batch.ids, batch.mask, torch.from_numpy(records.features), torch.from_numpy(records.labels))
+    loader = DataLoader(data, batch_size=int(SAMPLE_RATE * RECORDS))
     private, optimizer, loader = PrivacyEngine().make_private(
         module=model,
         optimizer=torch.optim.Adam(parameters, lr=RATE),
@@ -285,12 +283,14 @@ def _train_plainly(model: Any, parameters: list[Any], records: EncodedRecords) -
         max_grad_norm=CLIP,
     )
     device = parameters[0].device
-    for batch in islice(loader, STEPS):
-        if len(batch) < 4:
-            continue
-        ids, mask, features, labels = (part.to(device) for part in batch)
+    for parts in islice(loader, STEPS):
+        ids, mask, features, labels = (part.to(device) for part in parts)
+        if not len(labels):
+            continue  # Hugging Face models cannot run on nothing.
+        longest = int(mask.sum(1).max())
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(private(ids, mask, features), labels).backward()
+        logits = private(ids[:, :longest], mask[:, :longest], features)
+        torch.nn.functional.cross_entropy(logits, labels).backward()
         optimizer.step()
 
 
