@@ -13,11 +13,26 @@ from torch import nn
 from fedprofile.client.clipping import UserDPOptimizer
 from fedprofile.client.training import PrivateTrainer, TrainingSettings
 from fedprofile.common.adapters import read_arrays, write_arrays
-from fedprofile.common.card import FederationCard
+from fedprofile.common.card import FederationCard, load_card
 from fedprofile.common.modeling.base import load_base, resolve_base
 from fedprofile.common.modeling.invariance import SelfTestError
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
+
+SETTINGS = TrainingSettings(
+    sample_rate=0.1,
+    noise_multiplier=1.0,
+    clip_norm=0.5,
+    records_per_user=3,
+    declared_users=1000,
+    optimizer="adam",
+    learning_rate=5.0,
+    head_learning_rate=50.0,
+    momentum=0.9,
+    proximal=0.1,
+    max_update_norm=1e-3,
+)
+ROOT = Path(__file__).parents[2]
 
 Make = Callable[..., tuple[PrivateTrainer, ProfileModel]]
 
@@ -32,19 +47,7 @@ def make(tiny_base: Path, card_data: Callable[..., dict[str, Any]]) -> Make:
         trainer = PrivateTrainer(
             model=model,
             cache=PrefixCache(model) if cached else None,
-            settings=TrainingSettings(
-                sample_rate=0.1,
-                noise_multiplier=1.0,
-                clip_norm=0.5,
-                records_per_user=3,
-                declared_users=1000,
-                optimizer="adam",
-                learning_rate=5.0,
-                head_learning_rate=50.0,
-                momentum=0.9,
-                proximal=0.1,
-                max_update_norm=1e-3,
-            ),
+            settings=SETTINGS,
         )
         return trainer, model
 
@@ -70,6 +73,17 @@ def test_a_sound_model_passes_whatever_the_runs_settings(sections: dict[str, Any
         name: value for name, value in before.items() if name != "_tested"
     }
     assert not any(getattr(parameter, "grad_sample", None) is not None for parameter in model.parameters())
+
+
+@pytest.mark.base
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_embedded_base_passes_where_gradients_cancel_out(cached: bool) -> None:
+    """A step's rounding is of the size of records' gradients, of which the mean can be a small part."""
+    data = load_card(ROOT / "configs" / "scenarios" / "built-in" / "federation.toml").model_dump(mode="json")
+    data["adapter"] |= {"top_layers": 2, "train": "AB"}
+    card = FederationCard.model_validate(data)
+    model = ProfileModel(card, *load_base(resolve_base(card.base)))
+    PrivateTrainer(model=model, cache=PrefixCache(model) if cached else None, settings=SETTINGS).self_test()
 
 
 def test_it_runs_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
