@@ -60,6 +60,8 @@ def main(
             rows.append(row)
             numbers = " ".join(f"{key}={value}" for key, value in row.items() if key not in work)
             print(f"tenants={tenants} top_layers={top_layers} pooling={pooling} {numbers}", flush=True)
+    if device == "cpu" and not _has_cuda():
+        print("GPU: there is no CUDA device here, so nothing was measured on one; with one, use --device=cuda.")
     first = rows[0]
     for row in rows[1:]:
         ratios = {
@@ -68,6 +70,12 @@ def main(
         print(f"{first['engine']} over {row['engine']}: " + " ".join(f"{key}={value}" for key, value in ratios.items()))
     if json_file is not None:
         json_file.write_text(json.dumps({"rows": rows, "machine": _machine()}, indent=1))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _measured(name: str, work: dict[str, Any], folder: Path) -> dict[str, Any]:

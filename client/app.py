@@ -302,19 +302,15 @@ class TenantApp:
         return reply
 
 
-def client_app(tenant_app: TenantApp) -> ClientApp:
-    """The same logic as a Flower app, for a grid that runs in process.
+def client_app(answer: Callable[[Message, Context], Message]) -> ClientApp:
+    """The same logic as a Flower app, for Flower's own simulation engine.
 
     Args:
-        tenant_app: Of one tenant.
+        answer: `TenantApp.answer` of whichever tenant the context is of.
 
     Returns:
         An app that answers train, evaluate and query.deliver.
     """
-
-    def answer(message: Message, context: Context) -> Message:
-        return tenant_app.answer(message)
-
     app = ClientApp()
     app.train()(answer)
     app.evaluate()(answer)

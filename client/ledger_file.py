@@ -112,10 +112,8 @@ def check_same(
             match its hashes.
     """
     rows = LedgerRows.read(connection)
-    own, edited = (
-        rows.population,
-        ConfigError(f"{path}: the ledger's entries do not match their hashes; restore the newest backup."),
-    )
+    own = rows.population
+    edited = ConfigError(f"{path}: the ledger's entries do not match their hashes; restore the newest backup.")
     if not rows.budgets:
         raise edited
     held = rows.budgets[-1]

@@ -135,7 +135,7 @@ def run_federation(
 
 def build_server_app(
     card: FederationCard,
-    members: Members,
+    members_of: Callable[[Grid], Mapping[int, Member]],
     initial_arrays: Arrays,
     on_result: Callable[[FederationResult], None],
     journal: Journal | None = None,
@@ -144,7 +144,7 @@ def build_server_app(
 
     Args:
         card: The federation card.
-        members: Who takes part, by node id.
+        members_of: Who takes part, by node id.
         initial_arrays: The adapter that round 1 starts from.
         on_result: Takes the result.
         journal: Told what happens.
@@ -156,8 +156,11 @@ def build_server_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        members = members_of(grid)
         on_result(
-            run_federation(grid, card, members, initial_arrays=initial_arrays, journal=journal, patience=0.0, late=0.0)
+            run_federation(
+                grid, card, lambda: members, initial_arrays=initial_arrays, journal=journal, patience=0.0, late=0.0
+            )
         )
 
     return app

@@ -8,7 +8,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
+from fedprofile.client.segments import plan_segment
 from fedprofile.common.adapters import arrays_hash
 from fedprofile.common.card import FederationCard
-from fedprofile.common.config import validate
 from fedprofile.common.errors import ConfigError
-from fedprofile.common.tenant import TenantFile
 from fedprofile.server.app import NoJournal
 from fedprofile.server.checkpoint import Checkpoint
 from fedprofile.server.history import RoundRecord, metrics_as_dict
-from fedprofile.simulations.experiment import Cell, DataSpec, EngineSpec, Experiment, replaced
+from fedprofile.simulations.comparison import changed
+from fedprofile.simulations.experiment import Cell, DataSpec, EngineSpec, Experiment
 from fedprofile.simulations.federation import SimulatedFederation, SimulatedTenant, run_in_process
 from fedprofile.simulations.partitions import spread
 from fedprofile.simulations.randomness import derived_seed
@@ -79,7 +79,6 @@ class CellRunner:
                 self._cache,
                 folder=self.engine.base,
                 device=usable_device(self.engine.device),
-                dtype=getattr(torch, self.engine.dtype),
             )
         return self._bases[key]
 
@@ -94,9 +93,10 @@ class CellRunner:
             data = self._experiment.data
             self._users = found if data.limit is None else [fewer(tenant, data.limit, data.seed) for tenant in found]
         spread_out = spread(self._users, cell.partition, seed=cell.seed, split_seed=cell.split_seed)
-        card = card_of(cell, self._scenario.card, len(spread_out))
+        card = changed(self._scenario.card, **cell.card)
+        card = changed(card, rounds={"min_tenants": min(card.rounds.min_tenants, len(spread_out))})
         tokenizer = self.base(card).tokenizer
-        tenants = [_with_settings(tenant, cell).encoded(card, tokenizer) for tenant in spread_out]
+        tenants = [_for_cell(tenant, cell).encoded(card, tokenizer) for tenant in spread_out]
         return PreparedCell(cell, card, tenants)
 
     def fill(self, prepared: PreparedCell) -> None:
@@ -215,23 +215,21 @@ def read_scenario(data: DataSpec) -> Scenario:
     return load_scenario(None if data.dataset == "built-in" else data.dataset, data.data_dir, data.seed)
 
 
-def card_of(cell: Cell, card: FederationCard, tenants: int) -> FederationCard:
-    """A cell's card: the scenario's with the cell's sections, and no more tenants needed than there are.
+def check_cell(cell: Cell, scenario: Scenario) -> None:
+    """Refuse a cell before any is run.
 
     Raises:
-        ConfigError: A section is not one of a card.
+        ConfigError: Its card or its tenant file is not one.
+        PolicyRefusal, BudgetRefusal: No noise keeps its promise; see `plan_segment`.
     """
-    data = replaced(card.model_dump(mode="json"), cell.card)
-    data["rounds"]["min_tenants"] = min(data["rounds"]["min_tenants"], tenants)
-    return validate(data, FederationCard, f"cell {cell.name}, card")
+    card = changed(scenario.card, **cell.card)
+    plan_segment(card, _for_cell(TenantExamples("", scenario.template, [], lambda user: False), cell).settings)
 
 
-def _with_settings(tenant: TenantExamples, cell: Cell) -> TenantExamples:
-    data = replaced(tenant.settings.model_dump(mode="json", exclude_none=True), cell.tenant)
-    if cell.epsilon is not None:
-        data["budget"]["epsilon"] = data["run"]["epsilon"] = cell.epsilon
-    settings = validate(data, TenantFile, f"cell {cell.name}, tenant")
-    return TenantExamples(tenant.name, settings, tenant.examples, tenant.evaluation_user)
+def _for_cell(tenant: TenantExamples, cell: Cell) -> TenantExamples:
+    """A tenant with the cell's settings, and split as these say."""
+    found = tenant.with_settings(cell.tenant)
+    return (found if cell.epsilon is None else found.at_budget(cell.epsilon)).split_by(cell.split_seed)
 
 
 def fewer(tenant: TenantExamples, limit: int, seed: int) -> TenantExamples:
@@ -239,11 +237,8 @@ def fewer(tenant: TenantExamples, limit: int, seed: int) -> TenantExamples:
     users = list(dict.fromkeys(example.user for example in tenant.examples))
     order = np.random.Generator(np.random.Philox(derived_seed(seed, "limit", tenant.name))).permutation(len(users))
     kept = {users[place] for place in order[:limit]}
-    data = tenant.settings.model_dump(mode="json", exclude_none=True)
-    data["population"]["declared_users"] = rounded(len(kept))
-    settings = validate(data, TenantFile, "tenant.toml")
     examples = [example for example in tenant.examples if example.user in kept]
-    return TenantExamples(tenant.name, settings, examples, tenant.evaluation_user)
+    return replace(tenant, examples=examples).with_settings({"population": {"declared_users": rounded(len(kept))}})
 
 
 def exact_metrics(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> dict[str, float | int | None]:

@@ -12,6 +12,7 @@ import numpy as np
 from fedprofile.common.card import FederationCard
 from fedprofile.common.config import validate
 from fedprofile.simulations.federation import exact_auc, run_in_process
+from fedprofile.simulations.scenarios import replaced
 from fedprofile.simulations.shared_base import SharedBase
 from fedprofile.simulations.tenants import TenantExamples
 
@@ -100,7 +101,4 @@ class Comparison:
 
 def changed(card: FederationCard, **sections: dict[str, Any]) -> FederationCard:
     """A card with some settings of some sections replaced."""
-    data = card.model_dump(mode="json")
-    for name, section in sections.items():
-        data[name] |= section
-    return validate(data, FederationCard, "comparison")
+    return validate(replaced(card.model_dump(mode="json"), sections), FederationCard, "federation card")

@@ -17,7 +17,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -70,8 +70,6 @@ class EngineSpec(Frozen):
     """The folder of the card's base model, instead of the embedded package or the hub's cache."""
     device: str = "cpu"
     """A torch device, such as `cuda`."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the frozen base; adapters and heads are float32."""
     tokens_at_once: int = Field(default=2048, ge=1)
     """Padded tokens of one pass; halved by itself where memory runs out."""
     block: int = Field(default=128, ge=1)
@@ -210,8 +208,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def replaced(data: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Plain data with some keys of some sections replaced."""
-    return {**data, **{name: {**(data.get(name) or {}), **section} for name, section in sections.items()}}

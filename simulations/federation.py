@@ -89,8 +89,13 @@ def run_in_process(
 
     Returns:
         The final adapter, the records of all rounds, and what was spent.
+
+    Raises:
+        SelfTestError: What is installed would not train this model rightly.
     """
     trainer = CohortTrainer(model, cache, tokens_at_once)
+    # Each tenant asks for it as well, and would only refuse; here a person is told why.
+    trainer.self_test(_settings_of(card, tenants[0]))
     members = {node: member_of(card, tenant) for node, tenant in enumerate(tenants, start=1)}
     with ExitStack() as stack:
         cohort: dict[int, CohortTenant] = {}
@@ -142,10 +147,9 @@ def open_tenant(
     Returns:
         The tenant, and its ledger's segment of this run.
     """
-    file = tenant.settings
-    plan = plan_segment(card, file)
+    plan = plan_segment(card, tenant.settings)
     segment = ledger.open_segment(plan)
-    settings = TrainingSettings.of(card, plan, file.population.declared_users)
+    settings = _settings_of(card, tenant)
     source = SeededRandomness if noise else NoNoise
 
     def predict(arrays: Arrays, records: EncodedRecords) -> NDArray[np.floating]:
@@ -162,12 +166,17 @@ def open_tenant(
         ledger=ledger,
         segment=segment,
         outbox=outbox,
-        policy=Policy.of(file.policy),
+        policy=Policy.of(tenant.settings.policy),
         # A stream of its own for each reservation, named by its entry.
         make_randomness=lambda: source(seed, tenant.name, ledger.mark().sequence),
         on_adapter=lambda arrays, number: None,
     )
     return CohortTenant(app, settings, plan.local_steps, evaluator), segment
+
+
+def _settings_of(card: FederationCard, tenant: SimulatedTenant) -> TrainingSettings:
+    plan = plan_segment(card, tenant.settings)
+    return TrainingSettings.of(card, plan, tenant.settings.population.declared_users)
 
 
 def member_of(card: FederationCard, tenant: SimulatedTenant) -> Member:

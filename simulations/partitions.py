@@ -5,7 +5,6 @@ tenant's guarantee covers all that there is of a person.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 from datasets import Dataset
@@ -19,15 +18,13 @@ from flwr_datasets.partitioner import (
     SquarePartitioner,
 )
 
-from fedprofile.client.sampling import is_evaluation_user
-from fedprofile.common.config import validate
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.interactions import Example
 from fedprofile.common.tenant import TenantFile
 from fedprofile.simulations.experiment import PartitionSpec
-from fedprofile.simulations.randomness import derived_seed, split_key
+from fedprofile.simulations.randomness import derived_seed
 from fedprofile.simulations.scenarios import rounded
-from fedprofile.simulations.tenants import TenantExamples
+from fedprofile.simulations.tenants import TenantExamples, changed_file
 
 
 def spread(
@@ -109,9 +106,6 @@ def _partitioner(spec: PartitionSpec, seed: int) -> Partitioner:
 
 def _tenant(template: TenantFile, number: int, users: Sequence[list[Example]], split_seed: int) -> TenantExamples:
     name = f"tenant-{number:03d}"
-    data = template.model_dump(mode="json", exclude_none=True)
-    data["population"] = {"name": name, "declared_users": rounded(len(users))}
-    settings = validate(data, TenantFile, "tenant.toml")
-    share = settings.privacy.evaluation_users
-    chosen = partial(is_evaluation_user, key=split_key(split_seed, name), share=share)
-    return TenantExamples(name, settings, [example for own in users for example in own], chosen)
+    settings = changed_file(template, {"population": {"name": name, "declared_users": rounded(len(users))}})
+    examples = [example for own in users for example in own]
+    return TenantExamples(name, settings, examples, lambda user: False).split_by(split_seed)

@@ -16,14 +16,15 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import Grid
 
+from fedprofile.client.app import client_app
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.ledger_summary import summary
 from fedprofile.client.outbox import Outbox
 from fedprofile.common.messages import Arrays
 from fedprofile.server.admission import Member
-from fedprofile.server.app import FederationResult, Journal, run_federation
+from fedprofile.server.app import FederationResult, Journal, build_server_app
 from fedprofile.simulations.cells import CellRunner, PreparedCell
 from fedprofile.simulations.cohort import CohortTrainer
 from fedprofile.simulations.experiment import EngineSpec, Experiment
@@ -57,17 +58,7 @@ def run_on_ray(
     card, tenants = prepared.card, prepared.tenants
     members = [member_of(card, tenant) for tenant in tenants]
     results: list[FederationResult] = []
-    server = ServerApp()
-
-    @server.main()
-    def main(grid: Grid, context: Context) -> None:
-        nodes = _nodes(grid, members)
-        results.append(
-            run_federation(
-                grid, card, lambda: nodes, initial_arrays=initial_arrays, journal=journal, patience=0.0, late=0.0
-            )
-        )
-
+    server = build_server_app(card, lambda grid: _nodes(grid, members), initial_arrays, results.append, journal)
     log = logging.getLogger("flwr")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -105,18 +96,12 @@ def _nodes(grid: Grid, members: list[Member]) -> dict[int, Member]:
 
 def _client_app(experiment: str, cell: str, folder: Path) -> ClientApp:
     """What travels to the actors: which experiment and cell, and no data."""
-    app = ClientApp()
-
-    def answer(message: Message, context: Context) -> Message:
-        return _answer(experiment, cell, folder, _partition(context), message)
+    app = client_app(lambda message, context: _answer(experiment, cell, folder, _partition(context), message))
 
     @app.query("partition")
     def partition(message: Message, context: Context) -> Message:
         return Message(RecordDict({"partition": ConfigRecord({"id": _partition(context)})}), reply_to=message)
 
-    app.train()(answer)
-    app.evaluate()(answer)
-    app.query("deliver")(answer)
     return app
 
 
@@ -146,11 +131,8 @@ def _prepared(experiment: str, name: str) -> tuple[CellRunner, PreparedCell, Coh
     [cell] = [cell for cell in found.cells() if cell.name == name]
     runner = CellRunner(found)
     prepared = runner.prepare(cell)
-    return (
-        runner,
-        prepared,
-        CohortTrainer(*runner.base(prepared.card).model(prepared.card), found.engine.tokens_at_once),
-    )
+    model, cache = runner.base(prepared.card).model(prepared.card)
+    return runner, prepared, CohortTrainer(model, cache, found.engine.tokens_at_once)
 
 
 def _partition(context: Context) -> int:

@@ -3,10 +3,11 @@
 The cards stand in `configs/scenarios/`. What reads the data is the same code that reads a deployed tenant's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fedprofile.common.card import FederationCard, load_card
 from fedprofile.common.config import validate
@@ -104,6 +105,11 @@ def load_scenario(dataset: str | None, data_dir: Path | None, seed: int) -> Scen
         for tenant in load_dataset(dataset, data_dir)
     )
     return _with_configs(CARDS[dataset], tenants)
+
+
+def replaced(data: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Plain data of a card or a tenant file, with some settings of some sections replaced."""
+    return {**data, **{name: {**(data.get(name) or {}), **section} for name, section in sections.items()}}
 
 
 def rounded(count: int) -> int:

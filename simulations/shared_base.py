@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedprofile.common.card import BaseSpec, FederationCard
@@ -63,7 +62,6 @@ class SharedBase:
         *,
         folder: Path | None = None,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
     ) -> "SharedBase":
         """Load the base that a card names.
 
@@ -72,13 +70,11 @@ class SharedBase:
             spec: Where activations are stored.
             folder: Where the base lies, instead of the embedded package or the hub's cache.
             device: Where the base goes.
-            dtype: Of its weights; adapters and heads stay float32.
 
         Raises:
             ConfigError: It is not here, or not the card's.
         """
-        model, tokenizer = load_base(resolve_base(base, folder))
-        model.to(dtype).to(torch.device(device))  # type: ignore[arg-type]
+        model, tokenizer = load_base(resolve_base(base, folder), device)
         return cls(model, tokenizer, spec)
 
     def model(self, card: FederationCard) -> tuple[ProfileModel, PrefixCache | None]:

@@ -50,6 +50,11 @@ class StackedAdapters:
         """LoRA factors, [K, .]; an optimiser changes them in place."""
         self.heads = stacked[:, self._border :].clone()
         """Weight and bias of each tenant's head, [K, .]; the same."""
+        self._lora = [
+            (module, _LoraForward(self, module, f"{name}.lora_{{}}.{ADAPTER}.weight"))
+            for name, module in model.encoder.named_modules()
+            if isinstance(module, LoraLayer)
+        ]
         self._buffer = torch.empty((0, self.size), device=model.device)
         self._rows = torch.empty(0, dtype=torch.int64, device=model.device)
         self._written: set[str] = set()
@@ -110,10 +115,9 @@ class StackedAdapters:
         replaced: list[tuple[nn.Module, Any]] = [(head, head.forward)]
         try:
             head.forward = MethodType(_head_forward, self)  # type: ignore[method-assign]
-            for name, module in self._model.encoder.named_modules():
-                if isinstance(module, LoraLayer):
-                    replaced.append((module, None))
-                    module.forward = _LoraForward(self, module, f"{name}.lora_{{}}.{ADAPTER}.weight")
+            for module, forward in self._lora:
+                replaced.append((module, None))
+                module.forward = forward
             yield
         finally:
             for module, forward in replaced:

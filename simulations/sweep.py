@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedprofile.common.errors import ConfigError
-from fedprofile.simulations.cells import CellRunner, card_of, read_scenario
+from fedprofile.simulations.cells import CellRunner, check_cell, read_scenario
 from fedprofile.simulations.experiment import Cell, Experiment
 
 
@@ -34,10 +34,10 @@ def run_experiment(experiment: Experiment, *, out: Path | None, resume: bool, jo
     """
     cells = experiment.cells()
     scenario = read_scenario(experiment.data)
-    for cell in cells:
-        card_of(cell, scenario.card, scenario.card.rounds.min_tenants)
     if jobs > 1 and experiment.engine.cache == "lazy":
         raise ConfigError("--jobs with engine.cache='lazy': processes cannot fill one cache; use 'full' or 'none'.")
+    for cell in cells:
+        check_cell(cell, scenario)
     root = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     _open(root, experiment, resume)
     waiting = [cell for cell in cells if not _file(root, cell).is_file()]
@@ -54,7 +54,10 @@ def run_experiment(experiment: Experiment, *, out: Path | None, resume: bool, jo
                 progress.done(cell, result)
     except KeyboardInterrupt:
         done = sum(_file(root, cell).is_file() for cell in cells)
-        console.print(f"\nstopped; {done} of {len(cells)} cells are done. Go on with the same command and --resume.")
+        console.print(
+            f"\nstopped; {done} of {len(cells)} cells are done. Go on with the same command and "
+            "--resume; until then its folder cache/ holds activations of the data, which are personal."
+        )
         raise
     finally:
         _write_table(root, cells)

@@ -1,10 +1,11 @@
 """A scenario's tenants in this process: data read by the deployed reader, and split as a deployed ledger splits it."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +17,7 @@ from fedprofile.common.interactions import Example, encode
 from fedprofile.common.tenant import TenantFile
 from fedprofile.simulations.federation import SimulatedTenant
 from fedprofile.simulations.randomness import split_key
-from fedprofile.simulations.scenarios import Scenario
+from fedprofile.simulations.scenarios import Scenario, replaced
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,27 @@ class TenantExamples:
         records = encode(self.examples, card, tokenizer)
         return SimulatedTenant(self.name, self.settings, split_records(records, self.evaluation_user))
 
+    def with_settings(self, sections: Mapping[str, Mapping[str, Any]]) -> "TenantExamples":
+        """The same tenant with some settings of some sections of its file replaced."""
+        return replace(self, settings=changed_file(self.settings, sections))
+
     def at_budget(self, epsilon: float) -> "TenantExamples":
         """The same tenant with another life and run epsilon."""
-        data = self.settings.model_dump(mode="json", exclude_none=True)
-        data["budget"]["epsilon"] = data["run"]["epsilon"] = epsilon
-        return replace(self, settings=validate(data, TenantFile, "tenant.toml"))
+        return self.with_settings({"budget": {"epsilon": epsilon}, "run": {"epsilon": epsilon}})
 
     def split_by(self, seed: int) -> "TenantExamples":
         """The same tenant with other evaluation users."""
         share = self.settings.privacy.evaluation_users
         return replace(self, evaluation_user=partial(is_evaluation_user, key=split_key(seed, self.name), share=share))
+
+
+def changed_file(file: TenantFile, sections: Mapping[str, Mapping[str, Any]]) -> TenantFile:
+    """A tenant file with some settings of some sections replaced.
+
+    Raises:
+        ConfigError: A section is not one of a tenant file.
+    """
+    return validate(replaced(file.model_dump(mode="json", exclude_none=True), sections), TenantFile, "tenant file")
 
 
 def read_tenants(scenario: Scenario, split_seed: int) -> list[TenantExamples]:

@@ -17,6 +17,19 @@ from fedprofile.common.modeling.profile_model import ProfileModel
 # The models are tiny: a second thread costs more than it gives, and other tests run beside these.
 torch.set_num_threads(1)
 
+FAMILIES = (
+    "bert",
+    "roberta",
+    "distilbert",
+    "modernbert",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+)
 MakeModel = Callable[..., ProfileModel]
 MakeFamily = Callable[[str], tuple[PreTrainedModel, dict[str, Any]]]
 

@@ -480,7 +480,7 @@ def test_the_days_rounds_are_bounded_by_the_ledger_and_not_by_the_process(world:
 
 
 def test_as_a_flower_app_the_same_logic_answers(world: World) -> None:
-    app = client_app(world.app)
+    app = client_app(lambda message, context: world.app.answer(message))
     context = Context(1, 5, {}, RecordDict({}), {})
     reply = reply_of(app(_message(world.request()), context))
     assert isinstance(reply, Reply) and reply.round == 1

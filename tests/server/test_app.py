@@ -188,7 +188,7 @@ def test_as_a_server_app_of_flowers(make_card: MakeCard, initial: Arrays) -> Non
     card = make_card()
     members = {1: Member("t1", 100, 1.0), 2: Member("t2", 200, 1.0)}
     results: list[FederationResult] = []
-    app = build_server_app(card, lambda: members, initial, results.append)
+    app = build_server_app(card, lambda grid: members, initial, results.append)
     grid = InProcessGrid({1: _tenant(1.0), 2: _tenant(2.0)})
     app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
     expected = _run(card, initial, _tenant(1.0), _tenant(2.0))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.modeling_fixtures import MakeFamily, MakeModel
+from tests.modeling_fixtures import FAMILIES, MakeFamily, MakeModel
 
 from fedprofile.client.randomness import Randomness
 from fedprofile.client.training import PrivateTrainer, TrainingSettings
@@ -30,19 +30,6 @@ SETTINGS = TrainingSettings(
     proximal=0.0,
     max_update_norm=1e6,
 )
-FAMILIES = [
-    "bert",
-    "roberta",
-    "distilbert",
-    "modernbert",
-    "gpt2",
-    "gpt_neox",
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma2",
-]
 
 
 def _records(model: ProfileModel, users: int, seed: int, longest: int = 32) -> EncodedRecords:

@@ -112,6 +112,12 @@ def test_what_the_engine_runs_on_changes_no_number(write_experiment: WriteExperi
     assert 0 < sizes[2] <= 1 and others[0]["timing"]["cache_mib"] == 0
 
 
+def test_a_cells_tenant_file_decides_who_is_evaluated(write_experiment: WriteExperiment) -> None:
+    cell = _run(write_experiment(), "tenant.privacy.evaluation_users=0.5", "card.training.rounds=1")
+    users = [(tenant["evaluation_users"], tenant["training_users"]) for tenant in cell["tenants"]]
+    assert 0.4 < sum(one for one, _ in users) / sum(map(sum, users)) < 0.6
+
+
 def test_ray_gives_the_numbers_of_the_process(write_experiment: WriteExperiment, tmp_path: Path) -> None:
     path = write_experiment(engine={"cache": "none"})
     _simulate(path, "--out", tmp_path / "here")
@@ -135,6 +141,7 @@ def _numbers(metrics: dict[str, Any]) -> list[float]:
     [
         (["--set", "sweep.rounds=[1]"], "cannot be varied"),
         (["--set", "card.training.round=1"], "did you mean 'rounds'"),
+        (["--set", "tenant.privacy.clip=1"], "did you mean 'clip_norm'"),
         (["--set", "engine.device=abacus"], "engine.device='abacus' is not here"),
         (["--set", "data.dataset=nothing", "--data-dir", "/"], "choose from"),
         (["--jobs", "2", "--set", "engine.cache=lazy"], "cannot fill one cache"),

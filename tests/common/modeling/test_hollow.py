@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from opacus.grad_sample.utils import prepare_module
 from peft import PeftModel
+from tests.modeling_fixtures import FAMILIES
 from torch import nn
 from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel, T5Config, T5Model
 
@@ -19,20 +20,6 @@ from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.modeling.hollow import Hollow, check_hollow, layer_list
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
-
-FAMILIES = (
-    "bert",
-    "roberta",
-    "distilbert",
-    "modernbert",
-    "gpt2",
-    "gpt_neox",
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma2",
-)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
