@@ -12,6 +12,7 @@ Guarantees:
   records run one at a time, `one_at_a_time` says so, and the log does.
 """
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
@@ -39,6 +40,7 @@ from fedprofile.common.modeling.freezing import check_length, check_stateless, f
 from fedprofile.common.modeling.head import probabilities, row_wise_head
 from fedprofile.common.modeling.hollow import Hollow, check_hollow
 from fedprofile.common.modeling.invariance import Pass, may_share
+from fedprofile.common.modeling.last_token import LastToken, last_token
 from fedprofile.common.modeling.lora import add_lora, audit_trainables, wire_name
 from fedprofile.common.modeling.pooling import pool
 
@@ -108,8 +110,10 @@ class ProfileModel(nn.Module):
         switch_dropout_off(self)
         audit_trainables(self)
         check_stateless(inner)
+        self._last_token: LastToken | None = None
         if self._hollow is not None:
             check_hollow(inner, self._hollow)
+            self._last_token = last_token(inner) if adapter.pooling == "last" else None
         # Walking the modules for them in every step would cost more than a small step itself.
         self._trainables = {wire_name(name).removeprefix("encoder."): value for name, value in self.named_trainables()}
         self._start = self.get_arrays()
@@ -327,9 +331,10 @@ class ProfileModel(nn.Module):
                 return prefix.to(self.device)
             with torch.no_grad():
                 return pool(inner(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state, batch.mask, kind)
-        if prefix is None:
-            hidden = inner(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-        else:
-            with self._hollow.filled(prefix.to(self.device)):
-                hidden = inner(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-        return pool(hidden, batch.mask, kind)
+        with contextlib.ExitStack() as switched:
+            if prefix is not None:
+                switched.enter_context(self._hollow.filled(prefix.to(self.device)))
+            if self._last_token is not None:
+                switched.enter_context(self._last_token.only(batch.mask))
+            hidden: torch.Tensor = inner(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        return hidden.squeeze(1) if self._last_token is not None else pool(hidden, batch.mask, kind)

@@ -64,13 +64,18 @@ def test_a_sweep_is_reproducible_also_after_a_stop_and_in_several_processes(
     assert not (tmp_path / "whole" / "cache").exists(), "it holds personal data"
 
     stopped = tmp_path / "stopped"
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "simulate.py", path, "--out", stopped],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    # A process in the background may have inherited that Ctrl-C is ignored; one at a terminal has not.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "simulate.py", path, "--out", stopped],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     while not list((stopped / "cells").glob("*.json")):
         assert process.poll() is None
         time.sleep(0.02)
