@@ -26,6 +26,8 @@ from fedprofile.common.modeling.profile_model import ProfileModel
 RECORDS = 6
 TOLERANCE = 1e-3
 """Of a gradient, relative to the largest of its tensor; of a step, to the largest of any record's."""
+ROUNDINGS = 8.0
+"""The same in roundings of the base's number format, where that is more: simulations may have a base in 16 bits."""
 ROUNDING = 2e-8
 """Of what a step adds to a float32 of size 0.1."""
 STEPS = (1.0, 0.1, 0.01, 0.001)
@@ -57,6 +59,7 @@ def check_training(model: ProfileModel, step: Step) -> None:
     factors = adapter.top_layers * len(adapter.targets) * len(adapter.train) if adapter.method == "lora" else 0
     if len(start) != factors + 2:
         raise SelfTestError(f"{len(start)} matrices would be trained, not the card's {factors + 2}; {_REINSTALL}.")
+    tolerance = max(TOLERANCE, ROUNDINGS * model.precision)
     alone = [_gradients(model, records, [place]) for place in range(RECORDS)]
     together = _sample_gradients(model, records)
     for name in start:
@@ -65,13 +68,13 @@ def check_training(model: ProfileModel, step: Step) -> None:
             raise SelfTestError(f"the gradient of {name} is zero or not finite; use another base model or adapter.")
         if together.get(name) is None:
             raise SelfTestError(f"no gradient reaches {name}; {_REINSTALL}.")
-        if not _close(together[name], expected):
+        if not _within(together[name], expected, tolerance * float(expected.abs().max())):
             raise SelfTestError(f"per-sample gradients of {name} are not those of the records alone; {_REINSTALL}.")
     moved = step(start, records)
     for name in start:
         parts = torch.stack([gradients[name] for gradients in alone])
         # Records' gradients may cancel out, and a step's rounding is of their size and not of the mean's.
-        near = TOLERANCE * float(parts.abs().max()) + ROUNDING
+        near = tolerance * float(parts.abs().max()) + ROUNDING
         if not _within(torch.from_numpy(moved[name]), -parts.mean(dim=0), near):
             raise SelfTestError(f"a training step does not move {name} against its gradient; {_REINSTALL}.")
     model.set_arrays(start)
@@ -149,10 +152,6 @@ def _sample_gradients(model: ProfileModel, records: EncodedRecords) -> dict[str,
         for parameter in trainables.values():
             parameter.grad = None
     return {name: sample for name, sample in samples.items() if isinstance(sample, torch.Tensor)}
-
-
-def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return _within(found, expected, TOLERANCE * float(expected.abs().max()))
 
 
 def _within(found: torch.Tensor, expected: torch.Tensor, near: float) -> bool:

@@ -79,6 +79,7 @@ class CellRunner:
                 self._cache,
                 folder=self.engine.base,
                 device=usable_device(self.engine.device),
+                dtype=getattr(torch, self.engine.dtype),
             )
         return self._bases[key]
 

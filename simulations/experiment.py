@@ -70,6 +70,9 @@ class EngineSpec(Frozen):
     """The folder of the card's base model, instead of the embedded package or the hub's cache."""
     device: str = "cpu"
     """A torch device, such as `cuda`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the base's weights and activations; adapters, gradients and sums stay in float32 and above. Results are then
+    those of another base. 16 bits are for GPUs: processors without such units are slower with them."""
     tokens_at_once: int = Field(default=2048, ge=1)
     """Padded tokens of one pass; halved by itself where memory runs out."""
     block: int = Field(default=128, ge=1)

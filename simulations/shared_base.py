@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedprofile.common.card import BaseSpec, FederationCard
@@ -62,6 +63,7 @@ class SharedBase:
         *,
         folder: Path | None = None,
         device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> "SharedBase":
         """Load the base that a card names.
 
@@ -70,11 +72,12 @@ class SharedBase:
             spec: Where activations are stored.
             folder: Where the base lies, instead of the embedded package or the hub's cache.
             device: Where the base goes.
+            dtype: Of its weights.
 
         Raises:
             ConfigError: It is not here, or not the card's.
         """
-        model, tokenizer = load_base(resolve_base(base, folder), device)
+        model, tokenizer = load_base(resolve_base(base, folder), device, dtype)
         return cls(model, tokenizer, spec)
 
     def model(self, card: FederationCard) -> tuple[ProfileModel, PrefixCache | None]:

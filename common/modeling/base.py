@@ -117,15 +117,18 @@ def embedded_folder() -> Path | None:
     return Path(found.origin).parent / "model"
 
 
-def load_base(files: BaseModelFiles, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(
+    files: BaseModelFiles, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the frozen model and its tokenizer.
 
     Args:
         files: From `resolve_base`.
         device: Where the weights go. Profile models share them, so they are put in place once, here.
+        dtype: Of the weights. What is trained is float32 whatever the base is.
 
     Returns:
-        The bare encoder or decoder in float32 without gradients, with SDPA attention where the family has it, and
+        The bare encoder or decoder without gradients, with SDPA attention where the family has it, and
         the tokenizer.
 
     Raises:
@@ -143,7 +146,7 @@ def load_base(files: BaseModelFiles, device: str = "cpu") -> tuple[PreTrainedMod
     _check_weights(files.folder, model)
     _check_vocabulary(files.folder, model, tokenizer)
     model.requires_grad_(False)
-    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+    return model.to(device, dtype).eval(), tokenizer  # type: ignore[arg-type]
 
 
 def _check_weights(folder: Path, model: PreTrainedModel) -> None:

@@ -22,6 +22,8 @@ from fedprofile.common.modeling.hollow import layer_list
 
 TOLERANCE = 1e-4
 """Largest difference from the whole layer, relative to its largest output."""
+ROUNDINGS = 8.0
+"""The same in roundings of the base's number format, where that is more."""
 
 Forward = Callable[..., torch.Tensor]
 
@@ -71,6 +73,7 @@ def last_token(model: PreTrainedModel) -> LastToken | None:
     if forward is None or getattr(model.config, "_attn_implementation", None) not in ("sdpa", "eager"):
         return None
     found = LastToken(model, forward)
+    tolerance = max(TOLERANCE, ROUNDINGS * torch.finfo(model.dtype).eps)
     ids = (torch.arange(14, device=next(model.parameters()).device).reshape(2, 7) * 5 + 3) % int(
         model.config.vocab_size
     )
@@ -81,9 +84,8 @@ def last_token(model: PreTrainedModel) -> LastToken | None:
             with found.only(mask):
                 short = model(input_ids=ids, attention_mask=mask).last_hidden_state
         expected = whole[torch.arange(2), mask.sum(1) - 1][:, None]
-        if short.shape != expected.shape or float((short - expected).abs().max()) > TOLERANCE * float(
-            expected.abs().max()
-        ):
+        near = tolerance * float(expected.abs().max())
+        if short.shape != expected.shape or float((short - expected).abs().max()) > near:
             return None
     return found
 

@@ -126,6 +126,11 @@ class ProfileModel(nn.Module):
         return device
 
     @property
+    def precision(self) -> float:
+        """The relative rounding of the base's number format."""
+        return float(torch.finfo(self._inner[0].dtype).eps)
+
+    @property
     def prefix_space(self) -> str:
         """All that the frozen part's output depends on besides the tokens; caches of equal spaces are exchangeable."""
         base, inner = self.card.base, self._inner[0]
@@ -275,7 +280,7 @@ class ProfileModel(nn.Module):
             [n, length, hidden], or [n, 1, hidden] where `caches_pooled`; without gradient, finite or not.
         """
         if self._hollow is not None:
-            return self._hollow.capture(batch.ids, batch.mask)
+            return self._hollow.capture(batch.ids, batch.mask).float()
         with torch.no_grad():
             return self._pooled(batch, None).unsqueeze(1)
 
@@ -330,11 +335,13 @@ class ProfileModel(nn.Module):
             if prefix is not None:
                 return prefix.to(self.device)
             with torch.no_grad():
-                return pool(inner(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state, batch.mask, kind)
+                hidden = inner(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+                return pool(hidden, batch.mask, kind).float()
         with contextlib.ExitStack() as switched:
             if prefix is not None:
-                switched.enter_context(self._hollow.filled(prefix.to(self.device)))
+                switched.enter_context(self._hollow.filled(prefix.to(self.device, inner.dtype)))
             if self._last_token is not None:
                 switched.enter_context(self._last_token.only(batch.mask))
-            hidden: torch.Tensor = inner(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-        return hidden.squeeze(1) if self._last_token is not None else pool(hidden, batch.mask, kind)
+            hidden = inner(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        pooled: torch.Tensor = hidden.squeeze(1) if self._last_token is not None else pool(hidden, batch.mask, kind)
+        return pooled.float()

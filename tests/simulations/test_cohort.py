@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.modeling_fixtures import FAMILIES, MakeFamily, MakeModel
 
 from fedprofile.client.randomness import Randomness
@@ -129,6 +130,19 @@ def test_also_with_other_adapters_and_without_a_cache(
 def test_also_with_other_optimisers(changes: dict[str, Any], make_model: MakeModel) -> None:
     # Adam divides by the gradient's own size, and where that is next to nothing, float32's last bits are all there is.
     _compare(make_model(), True, NoNoise, 1e-3 if "optimizer" in changes else 1e-5, **changes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_also_over_a_base_in_16_bits(
+    family: str, dtype: torch.dtype, make_family: MakeFamily, make_model: MakeModel
+) -> None:
+    base, adapter = make_family(family)
+    model = make_model(base.to(dtype), adapter=adapter)
+    trainer = CohortTrainer(model, PrefixCache(model))
+    trainer.self_test(SETTINGS)
+    assert {str(value.dtype) for value in model.get_arrays().values()} == {"float32"}
+    _compare(model, True, NoNoise, 50 * model.precision)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

@@ -113,6 +113,10 @@ def test_what_the_engine_runs_on_changes_no_number(write_experiment: WriteExperi
     others = [_run(path, f"engine.{engine}") for engine in ("cache=none", "block=1", "tokens_at_once=200")]
     expected = _numbers(stored[0]["exact_metrics"])
     assert all(_numbers(cell["exact_metrics"]) == pytest.approx(expected, rel=1e-3) for cell in others)
+    # A base in 16 bits is another base, if a near one.
+    short = _run(path, "engine.dtype=bfloat16")
+    assert short["adapter_sha256"] != stored[0]["adapter_sha256"]
+    assert _numbers(short["exact_metrics"]) == pytest.approx(expected, rel=0.05)
     sizes = [cell["timing"]["cache_mib"] for cell in stored]
     assert 0 < sizes[2] <= 1 and others[0]["timing"]["cache_mib"] == 0
 
