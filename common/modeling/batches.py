@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 PAD_LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """A batch is padded to one of these or to the card's `max_tokens`: its cost says little about anyone's history."""
 
-SHORT_PASS_TOKENS = 1024
-"""Padded tokens of one pass through the adapted layers alone. On a CPU more is hardly faster, and every size is tried
-out before the first one is used."""
-WHOLE_PASS_TOKENS = 256
-"""The same of a pass through the frozen or through all layers."""
+PASS_TOKENS = {"frozen": 1024, "adapted": 1024, "whole": 256}
+"""Padded tokens of one pass through the frozen layers, the adapted ones, or all. On a CPU more is hardly faster, and
+every size is tried out before the first one is used."""
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,8 @@ def _heads(product: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _rotated(part: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    turned: torch.Tensor = rotate_half(part)  # type: ignore[no-untyped-call]
-    return part * cos.unsqueeze(1) + turned * sin.unsqueeze(1)
+    turned: torch.Tensor = part * cos.unsqueeze(1) + rotate_half(part) * sin.unsqueeze(1)
+    return turned
 
 
 def _attended(

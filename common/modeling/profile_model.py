@@ -28,8 +28,7 @@ from fedprofile.common.adapters import Arrays, Layout, check_arrays
 from fedprofile.common.card import FederationCard
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.modeling.batches import (
-    SHORT_PASS_TOKENS,
-    WHOLE_PASS_TOKENS,
+    PASS_TOKENS,
     TokenBatch,
     equal_chunks,
     pad_tokens,
@@ -169,7 +168,7 @@ class ProfileModel(nn.Module):
         """
         key = (kind, torch.get_num_threads())
         if key not in self._bounds:
-            bound = SHORT_PASS_TOKENS if kind == "adapted" else WHOLE_PASS_TOKENS
+            bound = PASS_TOKENS[kind]
             shared = may_share(self, kind, bound)
             if not shared:
                 _log.warning(

@@ -138,7 +138,8 @@ def test_also_over_a_base_in_16_bits(
     family: str, dtype: torch.dtype, make_family: MakeFamily, make_model: MakeModel
 ) -> None:
     base, adapter = make_family(family)
-    model = make_model(base.to(dtype), adapter=adapter)
+    torch.nn.Module.to(base, dtype)
+    model = make_model(base, adapter=adapter)
     trainer = CohortTrainer(model, PrefixCache(model))
     trainer.self_test(SETTINGS)
     assert {str(value.dtype) for value in model.get_arrays().values()} == {"float32"}

@@ -19,8 +19,7 @@ from fedprofile.common.errors import ConfigError
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.modeling.base import EMBEDDED_ID, embedded_folder, hash_base, load_base, resolve_base
 from fedprofile.common.modeling.batches import (
-    SHORT_PASS_TOKENS,
-    WHOLE_PASS_TOKENS,
+    PASS_TOKENS,
     TokenBatch,
     chunk_sizes,
     padded_length,
@@ -142,7 +141,7 @@ def test_the_check_restores_the_model_and_runs_once_for_each_number_of_threads(
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     kinds: tuple[Pass, ...] = ("frozen", "adapted", "whole")
     for kind in (*kinds, *kinds):
-        assert model.tokens_at_once(kind) in (1, SHORT_PASS_TOKENS, WHOLE_PASS_TOKENS)
+        assert model.tokens_at_once(kind) in (1, PASS_TOKENS[kind])
     assert seen == [(kind, threads) for kind in kinds]
     assert all(np.array_equal(before[name], value) for name, value in model.get_arrays().items())
     assert all(getattr(p, "grad_sample", None) is None and p.grad is None for p in model.trainables().values())
@@ -316,4 +315,4 @@ def test_the_embedded_model_shares_passes(card_data: Callable[..., dict[str, Any
     model = ProfileModel(card, *load_base(resolve_base(spec, folder)))
     if model.tokens_at_once("frozen") == 1:
         pytest.skip("this machine's kernels mix the rows of the base model itself: slow here, and right")
-    assert model.tokens_at_once("adapted") == SHORT_PASS_TOKENS and not model.one_at_a_time
+    assert model.tokens_at_once("adapted") == PASS_TOKENS["adapted"] and not model.one_at_a_time
