@@ -59,8 +59,7 @@ def _federation(count: int, training: bool) -> dict[str, float]:
     from fedprofile.common.interactions import EncodedRecords
     from fedprofile.simulations import federation
     from fedprofile.simulations.cohort import CohortTrainer
-    from fedprofile.simulations.comparison import changed
-    from fedprofile.simulations.scenarios import load_scenario
+    from fedprofile.simulations.scenarios import changed, load_scenario
     from fedprofile.simulations.shared_base import SharedBase
 
     class Idle(CohortTrainer):

@@ -21,9 +21,8 @@ from fedprofile.common.interactions import EncodedRecords  # noqa: E402
 from fedprofile.common.modeling.batches import pad_tokens  # noqa: E402
 from fedprofile.common.modeling.head import summed_loss  # noqa: E402
 from fedprofile.common.modeling.profile_model import Prefixes, ProfileModel  # noqa: E402
-from fedprofile.simulations.comparison import changed  # noqa: E402
 from fedprofile.simulations.federation import SimulatedTenant, run_in_process  # noqa: E402
-from fedprofile.simulations.scenarios import load_scenario  # noqa: E402
+from fedprofile.simulations.scenarios import changed, load_scenario  # noqa: E402
 from fedprofile.simulations.shared_base import CacheSpec, SharedBase  # noqa: E402
 
 RECORDS, SAMPLE_RATE, STEPS, MAX_TOKENS = 200, 0.05, 5, 64

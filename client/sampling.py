@@ -83,12 +83,12 @@ def split_records(records: EncodedRecords, evaluation_user: Callable[[str], bool
     return TenantRecords(training=labelled.of_users(~chosen), evaluation=labelled.of_users(chosen))
 
 
-def sample_users(users: int, sample_rate: float, randomness: Randomness) -> NDArray[np.int64]:
+def sample_users(users: int, sample_rate: float | NDArray[np.float64], randomness: Randomness) -> NDArray[np.int64]:
     """Poisson sampling of users.
 
     Args:
         users: How many there are.
-        sample_rate: Probability with which each one enters, independently.
+        sample_rate: Probability with which each one enters, independently: one for all, or [users].
         randomness: The step's source.
 
     Returns:

@@ -94,6 +94,10 @@ class TrainingSettings:
         momentum: For "sgd".
         proximal: FedProx's mu.
         max_update_norm: The released update is scaled to it.
+        group_shares: Of q, at which the users of each group enter a step, by the group's index; of all, where there are
+            none. They are public constants of at most 1. A user's group is that of the user's own first record, so
+            that nobody's rate depends on anyone else, and each user's privacy loss is that of q times the own share:
+            q covers everybody (Poisson sampling at a lower rate costs less).
     """
 
     sample_rate: float
@@ -107,6 +111,11 @@ class TrainingSettings:
     momentum: float
     proximal: float
     max_update_norm: float
+    group_shares: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(0 < share <= 1 for share in self.group_shares):
+            raise ValueError("a group's share of the sampling rate must be above 0 and at most 1")
 
     @classmethod
     def of(cls, card: FederationCard, plan: SegmentPlan, declared_users: int) -> "TrainingSettings":
@@ -131,6 +140,22 @@ class TrainingSettings:
         """What a step's noised sum is divided by: the number of users expected in it, as far as it is public."""
         return self.sample_rate * self.declared_users
 
+    def rates(self, records: EncodedRecords) -> float | NDArray[np.float64]:
+        """At which rate each of the users enters a step; see `group_shares`.
+
+        Args:
+            records: Of the training users.
+
+        Returns:
+            One for all, or [users].
+        """
+        if not self.group_shares:
+            return self.sample_rate
+        rates = np.full(len(records.users), self.sample_rate)
+        users, first = np.unique(records.user, return_index=True)
+        rates[users] *= np.asarray(self.group_shares)[records.groups[first]]
+        return rates
+
     def plain(self, users: int) -> "TrainingSettings":
         """For the self-test: every user in the sample, next to no noise, no clipping, and SGD at learning rate 1."""
         return replace(
@@ -145,6 +170,7 @@ class TrainingSettings:
             momentum=0.0,
             proximal=0.0,
             max_update_norm=float("inf"),
+            group_shares=(),
         )
 
     def inner_optimizer(self, adapter: Sequence[torch.Tensor], head: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
@@ -257,7 +283,7 @@ class PrivateTrainer:
     def _step(
         self, optimizer: UserDPOptimizer, records: EncodedRecords, tokens_at_once: int, randomness: Randomness
     ) -> None:
-        sampled = sample_users(len(records.users), self._settings.sample_rate, randomness)
+        sampled = sample_users(len(records.users), self._settings.rates(records), randomness)
         places = choose_records(records.user, sampled, self._settings.records_per_user, randomness)
         tokens = [records.tokens[place] for place in places]
         lengths = padded_lengths(tokens, self._model.card.history.max_tokens)

@@ -305,6 +305,10 @@ class AggregationSpec(Frozen):
     tau: float = Field(default=1e-3, gt=0)
     weight_cap: int = Field(default=1_000_000, ge=1)
     """No tenant weighs more than this many declared users."""
+    fairness: Literal["none", "q", "worst-tenants"] = "none"
+    """Whether tenants that the noised evaluation tables show to be served badly weigh more: in proportion to their
+    error to the power of `fairness_q`, or the worse half of them four times. See `fedprofile.server.fair_weights`."""
+    fairness_q: float = Field(default=1.0, gt=0, le=5)
 
 
 class RoundsSpec(Frozen):

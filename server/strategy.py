@@ -17,11 +17,12 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import RefusalCode
-from fedprofile.common.evaluation_tables import table_shape
-from fedprofile.common.messages import Arrays, Kind, LedgerMark, Request, contents_for
+from fedprofile.common.evaluation_tables import Table, table_shape
+from fedprofile.common.messages import TABLE, Arrays, Kind, LedgerMark, Request, contents_for
 from fedprofile.server.admission import Admission, Admitted, Dropped, Member, Refused
 from fedprofile.server.aggregation import Shapes, StreamingMean
 from fedprofile.server.evaluation import Metrics, TableSum
+from fedprofile.server.fair_weights import FairWeights
 
 Members = Callable[[], Mapping[int, Member]]
 """Node id -> tenant, everybody who may take part at this moment."""
@@ -48,6 +49,7 @@ class StreamingFedAvg(FedAvg):
         self.outcome = Outcome()
         self.marks: dict[str, LedgerMark] = {}
         self._sent: Arrays = {}
+        self._fair: FairWeights | None = None
         self._admission: Admission | None = None
 
     def bind(self, card: FederationCard, shapes: Shapes, members: Members, time_to_live: float) -> None:
@@ -61,13 +63,19 @@ class StreamingFedAvg(FedAvg):
         """
         self._card, self._shapes, self._members, self._time_to_live = card, dict(shapes), members, time_to_live
         self._card_hash = card.hash
+        self._fair = FairWeights(card.aggregation, card.task)
 
     def optimizer_state(self) -> Arrays:
         """What a checkpoint must keep beside the adapter."""
-        return {}
+        assert self._fair is not None, "bind it first"
+        return {f"error/{name}": np.float64([error]) for name, error in self._fair.errors.items()}
 
     def restore_optimizer(self, state: Arrays) -> None:
         """Go on from `optimizer_state`."""
+        assert self._fair is not None, "bind it first"
+        self._fair.errors = {
+            name.removeprefix("error/"): float(value[0]) for name, value in state.items() if name.startswith("error/")
+        }
 
     def ask(
         self, kind: Kind, server_round: int, arrays: Arrays, grid: Grid, skip: Collection[str] = ()
@@ -145,8 +153,7 @@ class StreamingFedAvg(FedAvg):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """See Flower's `Strategy`; the arrays are float64 here."""
         mean = StreamingMean(self._shapes)
-        cap = self._card.aggregation.weight_cap
-        self.hear(replies, lambda admitted: mean.add(admitted.reply.arrays, min(admitted.member.declared_users, cap)))
+        self.hear(replies, lambda admitted: mean.add(admitted.reply.arrays, self._weight(admitted.member)))
         update = mean.mean()
         if update is None:
             return None, None
@@ -154,6 +161,10 @@ class StreamingFedAvg(FedAvg):
             name: self._sent[name].astype(np.float64) + self._step() * update[name] for name in self._shapes
         }
         return record_of(arrays), MetricRecord({"tenants": mean.count, "weight": mean.weight})
+
+    def _weight(self, member: Member) -> float:
+        assert self._fair is not None, "bind it first"
+        return min(member.declared_users, self._card.aggregation.weight_cap) * self._fair.factor(member.name)
 
     def _step(self) -> float:
         """The server's learning rate, where no optimiser above applies one."""
@@ -167,10 +178,18 @@ class StreamingFedAvg(FedAvg):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """See Flower's `Strategy`; tables are summed, never averaged."""
+        assert self._fair is not None, "bind it first"
         tables = TableSum(self._card.task)
-        outcome = self.hear(
-            replies, lambda admitted: tables.add(admitted.reply.arrays, admitted.member.evaluation_noise)
-        )
+        each: dict[str, tuple[Table, float]] = {}
+
+        def add(admitted: Admitted) -> None:
+            noise = admitted.member.evaluation_noise
+            tables.add(admitted.reply.arrays, noise)
+            if self._card.aggregation.fairness != "none":
+                each[admitted.member.name] = admitted.reply.arrays[TABLE].astype(np.float64), noise**2
+
+        outcome = self.hear(replies, add)
+        self._fair.learn(each)
         outcome.metrics = tables.metrics()
         known: dict[str, int | float | list[int] | list[float]] = {
             name: interval.value for name, interval in outcome.metrics.items() if interval is not None
@@ -210,13 +229,14 @@ class FederatedAveragingMomentum(_Single, FedAvgM, StreamingFedAvg):
 
     def optimizer_state(self) -> Arrays:
         """The momentum."""
-        if self.momentum_vector is None:
-            return {}
-        return {f"momentum/{name}": value for name, value in zip(self._shapes, self.momentum_vector, strict=True)}
+        momentum = self.momentum_vector or []
+        named = zip(self._shapes, momentum, strict=bool(momentum))
+        return super().optimizer_state() | {f"momentum/{name}": value for name, value in named}
 
     def restore_optimizer(self, state: Arrays) -> None:
         """The momentum."""
-        if state:
+        super().restore_optimizer(state)
+        if any(name.startswith("momentum/") for name in state):
             self.momentum_vector = [np.asarray(state[f"momentum/{name}"]) for name in self._shapes]
 
 
@@ -231,13 +251,15 @@ class FederatedAdam(_Single, FedAdam, StreamingFedAvg):
         """Both moments."""
         first, second = self.m_t or {}, self.v_t or {}
         return {
+            **super().optimizer_state(),
             **{f"first/{name}": value for name, value in first.items()},
             **{f"second/{name}": value for name, value in second.items()},
         }
 
     def restore_optimizer(self, state: Arrays) -> None:
         """Both moments."""
-        if state:
+        super().restore_optimizer(state)
+        if any(name.startswith("first/") for name in state):
             self.m_t = {name: np.asarray(state[f"first/{name}"]) for name in self._shapes}
             self.v_t = {name: np.asarray(state[f"second/{name}"]) for name in self._shapes}
 

@@ -25,12 +25,11 @@ from fedprofile.common.errors import ConfigError
 from fedprofile.server.app import NoJournal
 from fedprofile.server.checkpoint import Checkpoint
 from fedprofile.server.history import RoundRecord, metrics_as_dict
-from fedprofile.simulations.comparison import changed
 from fedprofile.simulations.experiment import Cell, DataSpec, EngineSpec, Experiment
 from fedprofile.simulations.federation import SimulatedFederation, SimulatedTenant, run_in_process
 from fedprofile.simulations.partitions import spread
 from fedprofile.simulations.randomness import derived_seed
-from fedprofile.simulations.scenarios import Scenario, load_scenario, rounded
+from fedprofile.simulations.scenarios import Scenario, changed, load_scenario, rounded
 from fedprofile.simulations.shared_base import CacheSpec, SharedBase
 from fedprofile.simulations.tenants import TenantExamples, read_tenants
 

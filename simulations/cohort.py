@@ -263,7 +263,7 @@ def _draw(jobs: Sequence[TrainingJob]) -> _Sample:
     users_before = 0
     for number, job in enumerate(jobs):
         records, settings = job.records, job.settings
-        sampled = sample_users(len(records.users), settings.sample_rate, job.randomness)
+        sampled = sample_users(len(records.users), settings.rates(records), job.randomness)
         places = choose_records(records.user, sampled, settings.records_per_user, job.randomness)
         parts.append((np.full(len(places), number), places, records.user[places] + users_before))
         users_before += len(records.users)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from fedprofile.common.card import FederationCard
-from fedprofile.common.config import validate
 from fedprofile.simulations.federation import exact_auc, run_in_process
-from fedprofile.simulations.scenarios import replaced
+from fedprofile.simulations.scenarios import changed
 from fedprofile.simulations.shared_base import SharedBase
 from fedprofile.simulations.tenants import TenantExamples
 
@@ -97,8 +96,3 @@ class Comparison:
         training = [tenant for tenant in everyone if only in (None, tenant.name)]
         result = run_in_process(card, model, cache, training, seed=self._seed, noise=noise)
         return exact_auc(model, cache, result.arrays, [tenant.records.evaluation for tenant in everyone])
-
-
-def changed(card: FederationCard, **sections: dict[str, Any]) -> FederationCard:
-    """A card with some settings of some sections replaced."""
-    return validate(replaced(card.model_dump(mode="json"), sections), FederationCard, "federation card")

@@ -5,10 +5,13 @@
     [partition]    which users are at which tenant
     [card]         sections of the scenario's federation card, replaced key by key
     [tenant]       sections of the scenario's tenant file, the same
+    [mitigation]   what is done for those whom the federation serves worse
     [engine]       what it runs on; changes no result beyond floating-point rounding
     [sweep]        a list for each setting that is varied; the experiment's cells are all combinations
+    [[also]]       more of the same: another table of lists, whose combinations are cells as well
 
-A setting in `[sweep]` is `seed`, `split_seed`, `epsilon` (`inf` for no noise) or a dotted key such as
+A setting in `[sweep]` is `seed`, `split_seed`, `epsilon` (`inf` for no noise), `arm` (`federated`; `alone`, each tenant
+by itself; `pooled`, all users at one tenant, which no federation can have) or a dotted key such as
 "card.aggregation.strategy" or "partition.alpha".
 """
 
@@ -25,11 +28,13 @@ from pydantic import Field
 
 from fedprofile.common.config import Frozen, load_toml, validate
 from fedprofile.common.errors import ConfigError
+from fedprofile.simulations.mitigations import MitigationSpec
 
 Values = Annotated[list[Any], Field(min_length=1)]
 
-TOP_KEYS = ("seed", "split_seed", "epsilon")
-SECTIONS = ("partition", "card", "tenant")
+TOP_KEYS = ("seed", "split_seed", "epsilon", "arm")
+SECTIONS = ("partition", "card", "tenant", "mitigation")
+Arm = Literal["federated", "alone", "pooled"]
 
 
 class DataSpec(Frozen):
@@ -95,30 +100,41 @@ class Experiment(Frozen):
     partition: PartitionSpec = PartitionSpec()
     card: dict[str, dict[str, Any]] = Field(default_factory=dict)
     tenant: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    mitigation: MitigationSpec = MitigationSpec()
     engine: EngineSpec = EngineSpec()
     sweep: dict[str, Values] = Field(default_factory=dict)
+    also: list[dict[str, Values]] = Field(default_factory=list)
 
     def cells(self) -> list["Cell"]:
-        """All combinations, the last setting of `[sweep]` varying fastest.
+        """All combinations of `[sweep]`, its last setting varying fastest, and then those of each `[[also]]`.
 
         Raises:
             ConfigError: A setting is not one that can be varied, or a value does not fit it.
         """
-        for key in self.sweep:
+        tables = [self.sweep, *self.also]
+        for key in itertools.chain(*tables):
             if key not in TOP_KEYS and not (key.count(".") >= 1 and key.split(".")[0] in SECTIONS):
                 raise ConfigError(
                     f"sweep.'{key}' cannot be varied; use {', '.join(TOP_KEYS)}, or a dotted key that begins with "
                     f"{', '.join(f'{section}.' for section in SECTIONS)}."
                 )
-        combinations = itertools.product(*self.sweep.values())
-        cells = [self._cell(dict(zip(self.sweep, values, strict=True))) for values in combinations]
+        cells = [
+            self._cell(dict(zip(table, values, strict=True)))
+            for table in tables
+            for values in itertools.product(*table.values())
+        ]
         names = [cell.name for cell in cells]
         if len(set(names)) < len(names):
-            raise ConfigError("[sweep] names the same value twice; every cell must be another one.")
+            raise ConfigError("[sweep] and [[also]] name the same cell twice; every cell must be another one.")
         return cells
 
     def _cell(self, settings: dict[str, Any]) -> "Cell":
-        data: dict[str, Any] = {"partition": self.partition.model_dump(), "card": self.card, "tenant": self.tenant}
+        data: dict[str, Any] = {
+            "partition": self.partition.model_dump(),
+            "card": self.card,
+            "tenant": self.tenant,
+            "mitigation": self.mitigation.model_dump(),
+        }
         data = json.loads(json.dumps(data))
         for key, value in settings.items():
             if key not in TOP_KEYS:
@@ -141,9 +157,11 @@ class Cell(Frozen, ser_json_inf_nan="constants"):
         seed: Of all sampling and noise.
         split_seed: Decides who is an evaluation user.
         epsilon: Of every tenant's life and run, at the tenant file's delta; None leaves the tenant file's.
+        arm: Who trains with whom.
         partition: Which users are at which tenant.
         card: Sections to replace.
         tenant: Sections to replace.
+        mitigation: What is done for those whom the federation serves worse.
     """
 
     name: str
@@ -152,9 +170,11 @@ class Cell(Frozen, ser_json_inf_nan="constants"):
     seed: int = 0
     split_seed: int = 0
     epsilon: float | None = Field(default=None, gt=0)
+    arm: Arm = "federated"
     partition: PartitionSpec
     card: dict[str, dict[str, Any]]
     tenant: dict[str, dict[str, Any]]
+    mitigation: MitigationSpec
 
 
 def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:

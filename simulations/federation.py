@@ -19,8 +19,6 @@ from fedprofile.client.ledger import Ledger
 from fedprofile.client.ledger_schema import Segment
 from fedprofile.client.policy import Policy
 from fedprofile.client.sampling import TenantRecords
-from fedprofile.client.segments import plan_segment
-from fedprofile.client.training import TrainingSettings
 from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.card import FederationCard
 from fedprofile.common.interactions import EncodedRecords
@@ -33,6 +31,7 @@ from fedprofile.simulations.cohort import TOKENS_AT_ONCE, CohortMember, CohortTr
 from fedprofile.simulations.cohort_app import BLOCK, Cohort, CohortTenant
 from fedprofile.simulations.grid import InProcessGrid
 from fedprofile.simulations.memory import LastReply, MemoryLedger
+from fedprofile.simulations.mitigations import MitigationSpec
 from fedprofile.simulations.randomness import NoNoise, SeededRandomness
 
 
@@ -44,11 +43,13 @@ class SimulatedTenant:
         name: Of the tenant.
         settings: Its tenant file; source and columns are not read.
         records: Its users, split.
+        mitigation: What is done for those whom the federation serves worse.
     """
 
     name: str
     settings: TenantFile
     records: TenantRecords = field(repr=False)
+    mitigation: MitigationSpec = field(default_factory=MitigationSpec)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def run_in_process(
     tokens_at_once: int = TOKENS_AT_ONCE,
     block: int = BLOCK,
     journal: Journal | None = None,
+    trainer: CohortTrainer | None = None,
 ) -> SimulatedFederation:
     """Run a federation to its end.
 
@@ -86,6 +88,7 @@ def run_in_process(
         tokens_at_once: See `CohortTrainer`.
         block: See `Cohort`.
         journal: Told what happens.
+        trainer: Of model and cache, where there is one already.
 
     Returns:
         The final adapter, the records of all rounds, and what was spent.
@@ -93,9 +96,9 @@ def run_in_process(
     Raises:
         SelfTestError: What is installed would not train this model rightly.
     """
-    trainer = CohortTrainer(model, cache, tokens_at_once)
+    trainer = trainer or CohortTrainer(model, cache, tokens_at_once)
     # Each tenant asks for it as well, and would only refuse; here a person is told why.
-    trainer.self_test(_settings_of(card, tenants[0]))
+    trainer.self_test(tenants[0].mitigation.training(card, tenants[0].settings))
     members = {node: member_of(card, tenant) for node, tenant in enumerate(tenants, start=1)}
     with ExitStack() as stack:
         cohort: dict[int, CohortTenant] = {}
@@ -147,9 +150,9 @@ def open_tenant(
     Returns:
         The tenant, and its ledger's segment of this run.
     """
-    plan = plan_segment(card, tenant.settings)
+    plan = tenant.mitigation.plan(card, tenant.settings)
     segment = ledger.open_segment(plan)
-    settings = _settings_of(card, tenant)
+    settings = tenant.mitigation.training(card, tenant.settings)
     source = SeededRandomness if noise else NoNoise
 
     def predict(arrays: Arrays, records: EncodedRecords) -> NDArray[np.floating]:
@@ -174,14 +177,9 @@ def open_tenant(
     return CohortTenant(app, settings, plan.local_steps, evaluator), segment
 
 
-def _settings_of(card: FederationCard, tenant: SimulatedTenant) -> TrainingSettings:
-    plan = plan_segment(card, tenant.settings)
-    return TrainingSettings.of(card, plan, tenant.settings.population.declared_users)
-
-
 def member_of(card: FederationCard, tenant: SimulatedTenant) -> Member:
     """What the server knows of a tenant."""
-    noise = plan_segment(card, tenant.settings).evaluation_noise_multiplier
+    noise = tenant.mitigation.plan(card, tenant.settings).evaluation_noise_multiplier
     return Member(tenant.name, tenant.settings.population.declared_users, noise)
 
 

@@ -112,6 +112,11 @@ def replaced(data: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]])
     return {**data, **{name: {**(data.get(name) or {}), **section} for name, section in sections.items()}}
 
 
+def changed(card: FederationCard, **sections: dict[str, Any]) -> FederationCard:
+    """A card with some settings of some sections replaced."""
+    return validate(replaced(card.model_dump(mode="json"), sections), FederationCard, "federation card")
+
+
 def rounded(count: int) -> int:
     """What a person would type for a number of users: two leading digits.
 

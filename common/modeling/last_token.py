@@ -141,7 +141,8 @@ def _at(rows: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
 
 def _heads(product: torch.Tensor, width: int) -> torch.Tensor:
     """[n, heads, length, width] of [n, length, heads * width]."""
-    return product.unflatten(-1, (-1, width)).transpose(1, 2)
+    parted: torch.Tensor = product.unflatten(-1, (-1, width))
+    return parted.transpose(1, 2)
 
 
 def _rotated(part: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -15,11 +15,11 @@ from fedprofile.common.card import FederationCard
 from fedprofile.common.modeling.base import BaseModelFiles, load_base
 from fedprofile.common.tenant import TenantFile
 from fedprofile.server.app import FederationResult
-from fedprofile.simulations.comparison import NO_TEXT, Comparison, changed
+from fedprofile.simulations.comparison import NO_TEXT, Comparison
 from fedprofile.simulations.federation import exact_auc, run_in_process
 from fedprofile.simulations.judgement import COMPARED
 from fedprofile.simulations.randomness import split_key
-from fedprofile.simulations.scenarios import Scenario, ScenarioTenant
+from fedprofile.simulations.scenarios import Scenario, ScenarioTenant, changed
 from fedprofile.simulations.shared_base import SharedBase
 from fedprofile.simulations.tenants import TenantExamples, read_tenants
 

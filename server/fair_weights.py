@@ -1,0 +1,71 @@
+"""Weights of tenants by how badly the adapter serves them, from the noised evaluation tables and from nothing else.
+
+The tables are releases that are paid for, so weights made of them cost no privacy (post-processing). Training losses,
+on which q-FedAvg (Li et al. 2020, https://arxiv.org/abs/1905.10497) and agnostic federated learning (Mohri et al. 2019,
+https://arxiv.org/abs/1902.00146) build, never leave a tenant here: they would be another release.
+
+A tenant's error is that of the group that is served worst there; where its table is too noisy to say, of the whole
+tenant; and where that is too noisy as well, of the federation. With few users at a tenant it is mostly the last.
+"""
+
+from fedprofile.common.card import AggregationSpec, TaskSpec
+from fedprofile.common.evaluation_tables import Table, metrics_from_table
+from fedprofile.server.evaluation import headline
+
+LARGEST_FACTOR = 4.0
+"""No tenant weighs more than this many times, or less than one over this many times, what its users say."""
+SMALLEST_ERROR = 0.01
+
+
+class FairWeights:
+    """What each tenant's declared users are multiplied by.
+
+    Args:
+        settings: The card's.
+        task: The card's.
+    """
+
+    def __init__(self, settings: AggregationSpec, task: TaskSpec) -> None:
+        self._settings, self._task = settings, task
+        self.errors: dict[str, float] = {}
+        """By tenant, of the latest tables; nothing before the first."""
+
+    def learn(self, tables: dict[str, tuple[Table, float]]) -> None:
+        """Take the tables of one evaluation.
+
+        Args:
+            tables: By tenant its noised table, and the variance of the noise in one cell.
+        """
+        if self._settings.fairness == "none" or not tables:
+            return
+        total = sum(variance for _, variance in tables.values())
+        everyone = self._error(sum(table for table, _ in tables.values()), total)
+        if everyone is None:
+            return
+        for name, (table, variance) in tables.items():
+            own = self._error(table, variance)
+            self.errors[name] = everyone if own is None else own
+
+    def factor(self, name: str) -> float:
+        """What a tenant's declared users are multiplied by; 1 before anything is known of it.
+
+        Args:
+            name: Of the tenant.
+        """
+        if name not in self.errors:
+            return 1.0
+        error, errors = self.errors[name], sorted(self.errors.values())
+        if self._settings.fairness == "worst-tenants":
+            return LARGEST_FACTOR if error > errors[(len(errors) - 1) // 2] else 1.0
+        mean = sum(errors) / len(errors)
+        return float(min(max((error / mean) ** self._settings.fairness_q, 1 / LARGEST_FACTOR), LARGEST_FACTOR))
+
+    def _error(self, table: Table, variance: float) -> float | None:
+        """Of the group that is served worst, one minus the headline metric."""
+        metrics, name = metrics_from_table(table, variance, self._task), headline(self._task)
+        groups = [value.value for key, value in metrics.items() if key.startswith(f"{name}:") and value is not None]
+        whole = metrics[name]
+        if whole is None and not groups:
+            return None
+        worst = min(groups, default=1.0) if whole is None else min([*groups, whole.value])
+        return max(1.0 - worst, SMALLEST_ERROR)
