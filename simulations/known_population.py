@@ -66,9 +66,9 @@ class KnownPopulation:
             name: Of the tenant.
             folder: Where `visits.csv` and `events.csv` are written.
         """
-        places = np.flatnonzero(self.users["tenant"] == name)
+        places = np.flatnonzero(self.users["tenant"] == name).tolist()
         mine = self.users.iloc[places]
-        lengths = mine["length"].to_numpy()
+        lengths = mine["length"].tolist()
         visits = mine[["visitor", "visits", *COLUMNS]].assign(
             time=[self._time(place, length) for place, length in zip(places, lengths, strict=True)],
             bought=np.where(mine["label"] == 1, "yes", "no"),
@@ -82,7 +82,7 @@ class KnownPopulation:
         pd.DataFrame(rows, columns=["visitor", "time", "action", "item"]).to_csv(folder / "events.csv", index=False)
 
     def _time(self, user: int, hours: int) -> str:
-        return (START + timedelta(minutes=int(self.starts[user]), hours=int(hours))).isoformat()
+        return (START + timedelta(minutes=int(self.starts[user]), hours=hours)).isoformat()
 
 
 def known_population(options: Mapping[str, Any], seed: int) -> KnownPopulation:
