@@ -45,15 +45,17 @@ def spread(
         ConfigError: There are too few users for this, no such column, or no tenant is left.
     """
     by_user: dict[str, list[Example]] = {}
+    groups: dict[str, Mapping[str, str]] = {}
     for tenant in tenants:
+        groups.update(tenant.groups)
         for example in tenant.examples:
             by_user.setdefault(example.user, []).append(example)
     if spec.kind == "natural" and spec.column is None:
         large = [tenant.split_by(split_seed) for tenant in tenants if _users(tenant) >= spec.smallest]
     else:
         large = [
-            _tenant(tenants[0].settings, number, [by_user[user] for user in part], split_seed)
-            for number, part in enumerate(_partitioned(by_user, spec, seed))
+            _tenant(tenants[0].settings, number, {user: by_user[user] for user in part}, groups, split_seed)
+            for number, part in enumerate(_partitioned(by_user, groups, spec, seed))
             if len(part) >= spec.smallest
         ]
     if not large:
@@ -68,7 +70,9 @@ def _users(tenant: TenantExamples) -> int:
     return len({example.user for example in tenant.examples})
 
 
-def _partitioned(by_user: Mapping[str, list[Example]], spec: PartitionSpec, seed: int) -> list[list[str]]:
+def _partitioned(
+    by_user: Mapping[str, list[Example]], groups: Mapping[str, Mapping[str, str]], spec: PartitionSpec, seed: int
+) -> list[list[str]]:
     """The users of each part."""
     order = np.random.Generator(np.random.Philox(derived_seed(seed, "partition"))).permutation(len(by_user))
     users = list(by_user)
@@ -76,9 +80,13 @@ def _partitioned(by_user: Mapping[str, list[Example]], spec: PartitionSpec, seed
     firsts = [by_user[user][0] for user in shuffled]
     columns: dict[str, list[object]] = {"user": list(shuffled), "label": [example.label for example in firsts]}
     if spec.column is not None:
-        if any(spec.column not in example.row for example in firsts):
-            raise ConfigError(f"partition.column='{spec.column}' is no column of the labelled rows.")
-        columns["column"] = [str(example.row[spec.column]) for example in firsts]
+        values = [{**groups.get(example.user, {}), **example.row} for example in firsts]
+        if any(spec.column not in known for known in values):
+            raise ConfigError(
+                f"partition.column='{spec.column}' is no column of the labelled rows that the card names, and no "
+                "group column."
+            )
+        columns["column"] = [str(known[spec.column]) for known in values]
     partitioner = _partitioner(spec, seed)
     partitioner.dataset = Dataset.from_dict(columns)
     try:
@@ -104,8 +112,15 @@ def _partitioner(spec: PartitionSpec, seed: int) -> Partitioner:
     return found
 
 
-def _tenant(template: TenantFile, number: int, users: Sequence[list[Example]], split_seed: int) -> TenantExamples:
+def _tenant(
+    template: TenantFile,
+    number: int,
+    users: Mapping[str, list[Example]],
+    groups: Mapping[str, Mapping[str, str]],
+    split_seed: int,
+) -> TenantExamples:
     name = f"tenant-{number:03d}"
     settings = changed_file(template, {"population": {"name": name, "declared_users": rounded(len(users))}})
-    examples = [example for own in users for example in own]
-    return TenantExamples(name, settings, examples, lambda user: False).split_by(split_seed)
+    examples = [example for own in users.values() for example in own]
+    mine = {user: groups[user] for user in users if user in groups}
+    return TenantExamples(name, settings, examples, lambda user: False, mine).split_by(split_seed)

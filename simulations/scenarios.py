@@ -13,12 +13,16 @@ from fedprofile.common.card import FederationCard, load_card
 from fedprofile.common.config import validate
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.tenant import TenantFile, load_tenant_file
-from fedprofile.simulations.datasets import TenantRows, load_dataset
+from fedprofile.simulations.datasets import DATASETS, load_dataset
+from fedprofile.simulations.known_population import known_population
 from fedprofile.simulations.population import SHOPS, write_shop
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "scenarios"
 
-CARDS = {"online-shoppers": "purchase-intention"}
+KNOWN = "known"
+"""The name of the generated population with known truth."""
+
+CARDS = {KNOWN: "known-population", **{name: adapter.scenario for name, adapter in DATASETS.items()}}
 """Data set -> the scenario whose card it is learnt with."""
 
 DEMO_DELTA = 1e-5
@@ -60,7 +64,7 @@ class Scenario:
 
         Args:
             tenant: Of this scenario.
-            epsilon: Life and run budget, at delta 1e-5, instead of the template's.
+            epsilon: Life and run budget instead of the template's; at the template's delta, or at 1e-5.
             ledger: Where the population's ledger is.
 
         Returns:
@@ -74,35 +78,50 @@ class Scenario:
         if ledger is not None:
             data["population"]["ledger"] = str(ledger)
         if epsilon is not None:
-            data["budget"] = data["run"] = {"epsilon": epsilon, "delta": DEMO_DELTA}
+            delta = self.template.budget.delta or DEMO_DELTA
+            data["budget"] = data["run"] = {"epsilon": epsilon, "delta": delta}
         return validate(data, TenantFile, "tenant.toml")
 
 
-def load_scenario(dataset: str | None, data_dir: Path | None, seed: int) -> Scenario:
-    """The built-in scenario, or one on a real data set.
+def load_scenario(
+    dataset: str | None, data_dir: Path | None, seed: int, options: Mapping[str, Any] | None = None
+) -> Scenario:
+    """The built-in scenario, one on the population with known truth, or one on a real data set.
 
     Args:
-        dataset: A name of `fedprofile.simulations.datasets`, or None for the built-in population.
+        dataset: "known", a name of `fedprofile.simulations.datasets`, or None for the built-in population.
         data_dir: The folder that holds the data set.
-        seed: Of the built-in population.
+        seed: Of a generated population.
+        options: Of the data set: see its module, or `fedprofile.simulations.known_spec`.
 
     Returns:
         The scenario.
 
     Raises:
-        ConfigError: The data set is not known, or `data_dir` is missing.
+        ConfigError: The data set or an option is not known, or `data_dir` is missing.
         DataError: The folder does not hold the data set.
     """
     if dataset is None:
+        if options:
+            raise ConfigError(
+                f"data.options: the built-in population has none; for a population to set, use '{KNOWN}'."
+            )
         tenants = tuple(
             ScenarioTenant(shop.name, rounded(shop.visitors), partial(write_shop, shop, seed=seed)) for shop in SHOPS
         )
         return _with_configs("built-in", tenants)
+    if dataset == KNOWN:
+        population = known_population(options or {}, seed)
+        tenants = tuple(
+            ScenarioTenant(name, rounded(users), partial(population.write_tenant, name))
+            for name, users in population.tenants.items()
+        )
+        return _with_configs(CARDS[KNOWN], tenants)
     if data_dir is None:
         raise ConfigError("--dataset needs --data-dir, the folder that holds the data set as its owner published it.")
     tenants = tuple(
-        ScenarioTenant(tenant.name, rounded(len(tenant.rows)), partial(_write_rows, tenant))
-        for tenant in load_dataset(dataset, data_dir)
+        ScenarioTenant(tenant.name, rounded(tenant.users), tenant.write)
+        for tenant in load_dataset(dataset, data_dir, options)
     )
     return _with_configs(CARDS[dataset], tenants)
 
@@ -125,10 +144,6 @@ def rounded(count: int) -> int:
     """
     unit: int = 10 ** max(0, len(str(count)) - 2)
     return round(count / unit) * unit
-
-
-def _write_rows(tenant: TenantRows, folder: Path) -> None:
-    tenant.write(folder / "visits.csv")
 
 
 def _with_configs(name: str, tenants: tuple[ScenarioTenant, ...]) -> Scenario:

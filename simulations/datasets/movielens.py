@@ -1,0 +1,158 @@
+"""MovieLens 100K and 1M (Harper and Konstan 2015): does a person like a film, rating it 4 or 5?
+
+A user is one person; a labelled row is one rating, and the history is the person's strictly earlier ratings: many
+ratings of one person have the same second, and are in none of one another's histories. Only each person's newest
+ratings are labelled rows; all of them are history. One tenant per region of the United States by the first digit of
+the postal code (all other codes are one more), or per occupation.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import Field
+
+from fedprofile.common.config import Frozen, validate
+from fedprofile.common.errors import DataError
+from fedprofile.simulations.datasets.tenant_rows import (
+    Adapter,
+    TenantRows,
+    as_tenants,
+    bands,
+    find_file,
+    tenant_name,
+)
+
+LIKED = 4
+"""The lowest rating that counts as liking."""
+
+GENRES = (
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
+    *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
+"""The flags at the end of a line of `u.item`."""
+
+AGES = (17, 24, 34, 44, 49, 55)
+"""Ends of the bands that MovieLens 1M knows only."""
+
+OCCUPATIONS = (
+    *("other", "educator", "artist", "clerical", "college student", "customer service", "doctor", "executive"),
+    *("farmer", "homemaker", "K-12 student", "lawyer", "programmer", "retired", "sales", "scientist"),
+    *("self-employed", "engineer", "tradesman", "unemployed", "writer"),
+)
+"""By the numbers of `users.dat`."""
+
+GROUPS = ("gender", "age", "occupation")
+RATINGS = ["user", "item", "rating", "at"]
+PEOPLE = ["user", "gender", "age", "occupation", "zip"]
+LEFT_OUT_100K = {
+    "rating": "the label, under another name",
+    "video release date": "empty in the published file",
+    "release date": "the title has the year",
+    "IMDb URL": "an address, and mostly dead",
+    "zip code": "its first digit is the tenant; with age and gender it could tell who a person is",
+}
+LEFT_OUT_1M = {"Rating": LEFT_OUT_100K["rating"], "Zip-code": LEFT_OUT_100K["zip code"]}
+
+
+class Options(Frozen):
+    """Of the data set."""
+
+    tenant: Literal["zip", "occupation"] = "zip"
+    newest: int = Field(default=20, ge=1)
+    """Ratings of each person that are labelled rows."""
+
+
+def read_100k(data_dir: Path, options: Mapping[str, Any]) -> list[TenantRows]:
+    """MovieLens 100K: `u.data`, `u.item` and `u.user`. Exact duplicate ratings are removed first.
+
+    Args:
+        data_dir: The folder that holds `ml-100k/` or the three files themselves.
+        options: See `Options`.
+
+    Returns:
+        Tenants, largest first.
+
+    Raises:
+        ConfigError: An option is not one.
+        DataError: A file is not there or not the published one.
+    """
+    chosen = validate(dict(options), Options, "data.options")
+    source = "MovieLens 100K (u.data, u.item and u.user)"
+    ratings, items, people = (
+        _fields(find_file(data_dir, Path("ml-100k") / name, source), separator, count, source)
+        for name, separator, count in (("u.data", "\t", 4), ("u.item", "|", 5 + len(GENRES)), ("u.user", "|", 5))
+    )
+    films = pd.DataFrame(
+        {
+            "item": [fields[0] for fields in items],
+            "title": [fields[1] for fields in items],
+            "genres": [
+                ", ".join(genre for genre, flag in zip(GENRES, fields[5:], strict=True) if flag == "1")
+                for fields in items
+            ],
+        }
+    )
+    users = pd.DataFrame(people, columns=["user", "age", "gender", "occupation", "zip"])
+    return _tenants(pd.DataFrame(ratings, columns=RATINGS), films, users, chosen)
+
+
+def read_1m(data_dir: Path, options: Mapping[str, Any]) -> list[TenantRows]:
+    """MovieLens 1M: `ratings.dat`, `movies.dat` and `users.dat`. See `read_100k`.
+
+    Args:
+        data_dir: The folder that holds `ml-1m/` or the three files themselves.
+        options: See `Options`.
+
+    Returns:
+        Tenants, largest first.
+
+    Raises:
+        ConfigError: An option is not one.
+        DataError: A file is not there or not the published one.
+    """
+    chosen = validate(dict(options), Options, "data.options")
+    source = "MovieLens 1M (ratings.dat, movies.dat and users.dat)"
+    ratings, items, people = (
+        _fields(find_file(data_dir, Path("ml-1m") / name, source), "::", count, source)
+        for name, count in (("ratings.dat", 4), ("movies.dat", 3), ("users.dat", 5))
+    )
+    films = pd.DataFrame(items, columns=["item", "title", "genres"])
+    films["genres"] = films["genres"].str.replace("|", ", ")
+    users = pd.DataFrame(people, columns=PEOPLE)
+    numbers = {str(number): occupation for number, occupation in enumerate(OCCUPATIONS)}
+    users["occupation"] = users["occupation"].map(numbers)
+    return _tenants(pd.DataFrame(ratings, columns=RATINGS), films, users, chosen)
+
+
+def _fields(path: Path, separator: str, count: int, source: str) -> list[list[str]]:
+    """The fields of every line of a published file, which is Latin-1."""
+    with path.open(encoding="latin-1", newline="\n") as file:
+        lines = [line.rstrip("\r\n").split(separator) for line in file if line.strip()]
+    if wrong := [number for number, fields in enumerate(lines, start=1) if len(fields) != count]:
+        raise DataError(f"{path}, line {wrong[0]}: has not the {count} fields of {source}; download it again.")
+    return lines
+
+
+def _tenants(ratings: pd.DataFrame, films: pd.DataFrame, users: pd.DataFrame, chosen: Options) -> list[TenantRows]:
+    users = users.assign(
+        age=bands(users["age"].astype(int), AGES),
+        gender=users["gender"].map({"F": "female", "M": "male"}),
+        region=users["zip"].str[:1].where(users["zip"].str[:1].str.isdigit(), "elsewhere"),
+    )
+    users["tenant"] = users["region" if chosen.tenant == "zip" else "occupation"]
+    table = ratings.drop_duplicates().merge(films, on="item").merge(users, on="user")
+    table = table.sort_values("at", key=lambda at: at.astype(int), kind="stable", ignore_index=True)
+    table["person"] = "person-" + table["user"]
+    table["time"] = pd.to_datetime(table["at"].astype(int), unit="s", utc=True).dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    table["liked"] = (table["rating"].astype(int) >= LIKED).map({True: "yes", False: "no"})
+    newest = table.groupby("person").cumcount(ascending=False) < chosen.newest
+    events = table[["person", "time", "title", "genres", "liked", "tenant"]]
+    names = {value: f"{chosen.tenant}-{tenant_name(value)}" for value in users["tenant"].unique()}
+    visits: Sequence[str] = ("person", "time", "title", "genres", *GROUPS, "liked", "tenant")
+    return as_tenants(table.loc[newest, list(visits)], "tenant", names, events)
+
+
+ADAPTER_100K = Adapter("movielens", "a person", GROUPS, LEFT_OUT_100K, read_100k)
+ADAPTER_1M = Adapter("movielens", "a person", GROUPS, LEFT_OUT_1M, read_1m)
