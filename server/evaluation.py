@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedprofile.common.card import TaskSpec
-from fedprofile.common.evaluation_tables import Interval, metrics_from_table, table_shape
+from fedprofile.common.evaluation_tables import Interval, Table, metrics_from_table, table_shape
 from fedprofile.common.messages import TABLE, Arrays
 
 Metrics = dict[str, Interval | None]
@@ -35,6 +35,11 @@ class TableSum:
         self._sum += arrays[TABLE].astype(np.float64)
         self._noise_variance += noise**2
         self._count += 1
+
+    @property
+    def total(self) -> tuple[Table, float] | None:
+        """The sum, and the variance of the noise in one of its cells; None where no table was added."""
+        return (self._sum.copy(), self._noise_variance) if self._count else None
 
     def metrics(self) -> Metrics:
         """What the sum says; nothing where no table was added."""

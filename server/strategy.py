@@ -36,6 +36,8 @@ class Outcome:
     dropped: list[Dropped] = field(default_factory=list)
     refused: list[tuple[str, RefusalCode]] = field(default_factory=list)
     metrics: Metrics = field(default_factory=dict)
+    table: tuple[Table, float] | None = field(default=None, repr=False)
+    """Of an evaluation: the sum of the noised tables, and the variance of the noise in one of its cells."""
 
 
 class StreamingFedAvg(FedAvg):
@@ -190,7 +192,7 @@ class StreamingFedAvg(FedAvg):
 
         outcome = self.hear(replies, add)
         self._fair.learn(each)
-        outcome.metrics = tables.metrics()
+        outcome.metrics, outcome.table = tables.metrics(), tables.total
         known: dict[str, int | float | list[int] | list[float]] = {
             name: interval.value for name, interval in outcome.metrics.items() if interval is not None
         }

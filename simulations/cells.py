@@ -4,6 +4,7 @@ Everything in the JSON but `timing` and `machine` is a function of the cell and 
 with the same number of threads, bit for bit, whether the experiment was stopped in between or not.
 """
 
+import hashlib
 import resource
 import tempfile
 import time
@@ -14,22 +15,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
-from fedprofile.client.segments import plan_segment
 from fedprofile.common.adapters import arrays_hash
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
+from fedprofile.common.messages import Arrays
 from fedprofile.server.app import NoJournal
 from fedprofile.server.checkpoint import Checkpoint
 from fedprofile.server.history import RoundRecord, metrics_as_dict
+from fedprofile.simulations.arms import ArmResult, pooled, run_alone
+from fedprofile.simulations.cell_results import (
+    PreparedCell,
+    exact_metrics,
+    people,
+    picture,
+    predictions,
+    thresholds,
+)
 from fedprofile.simulations.experiment import Cell, DataSpec, EngineSpec, Experiment
-from fedprofile.simulations.federation import SimulatedFederation, SimulatedTenant, run_in_process
+from fedprofile.simulations.federation import run_in_process
+from fedprofile.simulations.known_population import bayes_probability, known_population
 from fedprofile.simulations.partitions import spread
 from fedprofile.simulations.randomness import derived_seed
-from fedprofile.simulations.scenarios import Scenario, changed, load_scenario, rounded
+from fedprofile.simulations.scenarios import KNOWN, Scenario, changed, load_scenario, rounded
 from fedprofile.simulations.shared_base import CacheSpec, SharedBase
 from fedprofile.simulations.tenants import TenantExamples, read_tenants
 
@@ -38,18 +49,16 @@ OnRound = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class PreparedCell:
-    """A cell with its card and its tenants.
+class CellOutcome:
+    """What a cell came to.
 
     Args:
-        cell: Which.
-        card: The federation's.
-        tenants: With their records as the card's model takes them.
+        result: What its JSON file holds.
+        predictions: Of every evaluation record; see `fedprofile.simulations.predictions`.
     """
 
-    cell: Cell
-    card: FederationCard
-    tenants: list[SimulatedTenant] = field(repr=False)
+    result: dict[str, Any]
+    predictions: pd.DataFrame = field(repr=False)
 
 
 class CellRunner:
@@ -92,12 +101,19 @@ class CellRunner:
             found = read_tenants(self._scenario, split_seed=0)
             data = self._experiment.data
             self._users = found if data.limit is None else [fewer(tenant, data.limit, data.seed) for tenant in found]
-        spread_out = spread(self._users, cell.partition, seed=cell.seed, split_seed=cell.split_seed)
-        card = changed(self._scenario.card, **cell.card)
+        spread_out = [
+            _for_cell(tenant, cell)
+            for tenant in spread(self._users, cell.partition, seed=cell.seed, split_seed=cell.split_seed)
+        ]
+        card = cell_card(cell, self._scenario)
         card = changed(card, rounds={"min_tenants": min(card.rounds.min_tenants, len(spread_out))})
         tokenizer = self.base(card).tokenizer
-        tenants = [_for_cell(tenant, cell).encoded(card, tokenizer) for tenant in spread_out]
-        return PreparedCell(cell, card, tenants)
+        tenants = [replace(each.encoded(card, tokenizer), mitigation=cell.mitigation) for each in spread_out]
+        everybody = None
+        if cell.arm == "pooled":
+            card = changed(card, rounds={"min_tenants": 1})
+            everybody = replace(pooled(spread_out).encoded(card, tokenizer), mitigation=cell.mitigation)
+        return PreparedCell(cell, card, tenants, spread_out, everybody)
 
     def fill(self, prepared: PreparedCell) -> None:
         """Store the activations of every record of a cell, where the experiment asks for it."""
@@ -106,7 +122,7 @@ class CellRunner:
             for tenant in prepared.tenants:
                 cache.fill([*tenant.records.training.tokens, *tenant.records.evaluation.tokens])
 
-    def run(self, cell: Cell, on_round: OnRound) -> dict[str, Any]:
+    def run(self, cell: Cell, on_round: OnRound) -> CellOutcome:
         """Run one cell.
 
         Args:
@@ -114,14 +130,14 @@ class CellRunner:
             on_round: Told as rounds are done.
 
         Returns:
-            What its JSON file holds.
+            What its JSON file holds, and what the adapter predicts.
         """
         started = time.monotonic()
         prepared = self.prepare(cell)
         ready = time.monotonic()
         self.fill(prepared)
         filled = time.monotonic()
-        result = self._federation(prepared, on_round)
+        result = self._trained(prepared, on_round)
         over = time.monotonic()
         timing = {
             "prepare_s": ready - started,
@@ -131,16 +147,18 @@ class CellRunner:
             "peak_mib": peak_mib(self.engine.device),
             "cache_mib": self.base(prepared.card).cached_bytes / 2**20,
         }
-        return {
+        scores = self._scores(prepared, result)
+        found = {
             "cell": cell.name,
             "settings": {key: "inf" if value == float("inf") else value for key, value in cell.settings.items()},
             "noise": cell.noise,
-            **self._outcome(prepared, result),
+            **self._outcome(prepared, result, scores),
             "timing": {name: round(value, 3) for name, value in timing.items()},
             "machine": machine(self.engine),
         }
+        return CellOutcome(found, predictions(prepared, scores, self._people(), self._truth()))
 
-    def _federation(self, prepared: PreparedCell, on_round: OnRound) -> SimulatedFederation:
+    def _trained(self, prepared: PreparedCell, on_round: OnRound) -> ArmResult:
         cell = prepared.cell
         model, cache = self.base(prepared.card).model(prepared.card)
         journal = _Rounds(prepared.card.training.rounds, on_round)
@@ -149,28 +167,59 @@ class CellRunner:
             from fedprofile.simulations.ray_engine import run_on_ray
 
             with tempfile.TemporaryDirectory() as folder:
-                return run_on_ray(self._experiment, prepared, model.initial_arrays(), Path(folder), journal)
-        return run_in_process(
+                found = run_on_ray(self._experiment, prepared, model.initial_arrays(), Path(folder), journal)
+                return ArmResult.together(found, len(prepared.tenants))
+        if cell.arm == "alone":
+            return run_alone(
+                prepared.card,
+                model,
+                cache,
+                prepared.tenants,
+                seed=cell.seed,
+                noise=cell.noise,
+                tokens_at_once=self.engine.tokens_at_once,
+                journal=journal,
+            )
+        found = run_in_process(
             prepared.card,
             model,
             cache,
-            prepared.tenants,
+            prepared.tenants if prepared.everybody is None else [prepared.everybody],
             seed=cell.seed,
             noise=cell.noise,
             tokens_at_once=self.engine.tokens_at_once,
             block=self.engine.block,
             journal=journal,
         )
+        return ArmResult.together(found, len(prepared.tenants))
 
-    def _outcome(self, prepared: PreparedCell, result: SimulatedFederation) -> dict[str, Any]:
-        """What was measured: exact metrics over evaluation users, which only a simulation has, and the noised ones."""
+    def _scores(self, prepared: PreparedCell, result: ArmResult) -> list[NDArray[np.float64]]:
+        """Probabilities of each tenant's evaluation records."""
         model, cache = self.base(prepared.card).model(prepared.card)
-        model.set_arrays(result.arrays)
+        scores = []
+        for tenant, arrays in zip(prepared.tenants, result.adapters, strict=True):
+            model.set_arrays(arrays)
+            scores.append(model.predict(tenant.records.evaluation, cache))
+        return scores
+
+    def _people(self) -> dict[str, int]:
+        """The number that stands for each user, in every cell."""
+        users = (example.user for tenant in self._users for example in tenant.examples)
+        return {user: number for number, user in enumerate(dict.fromkeys(users))}
+
+    def _truth(self) -> Mapping[str, float] | None:
+        """Of the population with known truth: each user's probability by the Bayes rule."""
+        data = self._experiment.data
+        return bayes_probability(known_population(data.options, data.seed)) if data.dataset == KNOWN else None
+
+    def _outcome(
+        self, prepared: PreparedCell, result: ArmResult, scores: Sequence[NDArray[np.float64]]
+    ) -> dict[str, Any]:
+        """What was measured: exact metrics over evaluation users, which only a simulation has, and the noised ones."""
         evaluation = [tenant.records.evaluation for tenant in prepared.tenants]
-        scores = [model.predict(records, cache) for records in evaluation]
         tenants = []
         for tenant, probabilities in zip(prepared.tenants, scores, strict=True):
-            spent = result.spent.get(tenant.name)
+            spent = result.spent.get(tenant.name if prepared.everybody is None else prepared.everybody.name)
             tenants.append(
                 {
                     "name": tenant.name,
@@ -185,7 +234,7 @@ class CellRunner:
         return {
             "rounds": result.rounds,
             "reason": result.reason,
-            "adapter_sha256": arrays_hash(result.arrays),
+            "adapter_sha256": _hash(result.adapters),
             "exact_metrics": exact_metrics(np.concatenate(scores), labels),
             "noised_metrics": {
                 str(record.round): metrics_as_dict(record.outcome.metrics)
@@ -194,6 +243,9 @@ class CellRunner:
             },
             "refused": sum(len(record.outcome.refused) for record in result.records),
             "dropped": sum(len(record.outcome.dropped) for record in result.records),
+            "thresholds": thresholds(prepared, result),
+            "people": people(prepared, result),
+            "picture": picture(prepared),
             "tenants": tenants,
         }
 
@@ -212,7 +264,8 @@ class _Rounds(NoJournal):
 
 def read_scenario(data: DataSpec) -> Scenario:
     """The scenario of an experiment's data; see `load_scenario`."""
-    return load_scenario(None if data.dataset == "built-in" else data.dataset, data.data_dir, data.seed)
+    name = None if data.dataset == "built-in" else data.dataset
+    return load_scenario(name, data.data_dir, data.seed, data.options)
 
 
 def check_cell(cell: Cell, scenario: Scenario) -> None:
@@ -222,8 +275,24 @@ def check_cell(cell: Cell, scenario: Scenario) -> None:
         ConfigError: Its card or its tenant file is not one.
         PolicyRefusal, BudgetRefusal: No noise keeps its promise; see `plan_segment`.
     """
-    card = changed(scenario.card, **cell.card)
-    plan_segment(card, _for_cell(TenantExamples("", scenario.template, [], lambda user: False), cell).settings)
+    tenant = _for_cell(TenantExamples("", scenario.template, [], lambda user: False), cell)
+    card = cell_card(cell, scenario)
+    cell.mitigation.training(card, tenant.settings)
+    if cell.mitigation.kind == "thresholds" and (cell.arm != "federated" or card.task.group is None):
+        raise ConfigError("mitigation.kind='thresholds': needs arm='federated' and a card with a group attribute.")
+
+
+def cell_card(cell: Cell, scenario: Scenario) -> FederationCard:
+    """The card of a cell; the number of tenants that it waits for is not yet this cell's."""
+    return cell.mitigation.on_card(changed(scenario.card, **cell.card))
+
+
+def _hash(adapters: Sequence[Arrays]) -> str:
+    """Of the adapter, or of all where each tenant has its own."""
+    first = arrays_hash(adapters[0])
+    if all(arrays is adapters[0] for arrays in adapters):
+        return first
+    return hashlib.sha256("".join(map(arrays_hash, adapters)).encode()).hexdigest()
 
 
 def _for_cell(tenant: TenantExamples, cell: Cell) -> TenantExamples:
@@ -239,28 +308,6 @@ def fewer(tenant: TenantExamples, limit: int, seed: int) -> TenantExamples:
     kept = {users[place] for place in order[:limit]}
     examples = [example for example in tenant.examples if example.user in kept]
     return replace(tenant, examples=examples).with_settings({"population": {"declared_users": rounded(len(kept))}})
-
-
-def exact_metrics(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> dict[str, float | int | None]:
-    """Metrics over evaluation users whose labels are known. NOT private.
-
-    Args:
-        probabilities: [n, labels].
-        labels: True labels, int64 [n].
-
-    Returns:
-        Accuracy, log loss and, for two labels, the area under the ROC curve; None where they have no meaning.
-    """
-    if not len(labels):
-        return {"records": 0, "accuracy": None, "log_loss": None, "auc": None}
-    kinds = range(probabilities.shape[1])
-    both = probabilities.shape[1] == 2 and len(np.unique(labels)) == 2
-    return {
-        "records": len(labels),
-        "accuracy": float(accuracy_score(labels, probabilities.argmax(axis=1))),
-        "log_loss": float(log_loss(labels, probabilities, labels=list(kinds))),
-        "auc": float(roc_auc_score(labels, probabilities[:, 1])) if both else None,
-    }
 
 
 def usable_device(name: str) -> str:

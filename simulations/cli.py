@@ -1,5 +1,6 @@
 """`python simulate.py`: whole federations on one machine."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -46,7 +47,14 @@ def run(
     overrides = list(override or [])
     overrides += [] if engine is None else [f"engine.kind={engine}"]
     overrides += [] if data_dir is None else [f"data.data_dir={data_dir}"]
-    run_experiment(load_experiment(experiment, overrides), out=out, resume=resume, jobs=jobs, json_output=json_output)
+    run_experiment(
+        load_experiment(experiment, overrides),
+        out=out,
+        resume=resume,
+        jobs=jobs,
+        json_output=json_output,
+        command=shlex.join(["python", "simulate.py", *sys.argv[1:]]),
+    )
 
 
 @app.command()

@@ -41,11 +41,13 @@ class DataSpec(Frozen):
     """Where the users come from."""
 
     dataset: str = "built-in"
-    """`built-in`, or a name of `fedprofile.simulations.datasets`."""
+    """`built-in`, `known`, or a name of `fedprofile.simulations.datasets`."""
     data_dir: Path | None = None
     """The folder that holds the data set as its owner published it."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Of the data set: who is a tenant, or the settings of the population with known truth (`known`)."""
     seed: int = 0
-    """Of the built-in population, and of `limit`'s choice."""
+    """Of a generated population, and of `limit`'s choice."""
     limit: int | None = Field(default=None, ge=10)
     """Users of each of the data's tenants at most, chosen at random; for quick tries."""
 

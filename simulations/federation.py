@@ -32,6 +32,7 @@ from fedprofile.simulations.cohort_app import BLOCK, Cohort, CohortTenant
 from fedprofile.simulations.grid import InProcessGrid
 from fedprofile.simulations.memory import LastReply, MemoryLedger
 from fedprofile.simulations.mitigations import MitigationSpec
+from fedprofile.simulations.people import TenantEvents
 from fedprofile.simulations.randomness import NoNoise, SeededRandomness
 
 
@@ -58,9 +59,11 @@ class SimulatedFederation(FederationResult):
 
     Args:
         spent: By tenant, read from its ledger; nothing where no noise was drawn.
+        released: The same, release by release.
     """
 
     spent: dict[str, PrivacyLoss] = field(default_factory=dict)
+    released: dict[str, TenantEvents] = field(default_factory=dict)
 
 
 def run_in_process(
@@ -118,8 +121,10 @@ def run_in_process(
             patience=0.0,
             late=0.0,
         )
-        spent = {name: ledger.spent(segment) for name, (ledger, segment) in segments.items()} if noise else {}
-    return SimulatedFederation(result.arrays, result.rounds, result.reason, result.records, spent)
+        counted = segments.items() if noise else ()
+        spent = {name: ledger.spent(segment) for name, (ledger, segment) in counted}
+        released = {name: ledger.released(segment) for name, (ledger, segment) in counted}
+    return SimulatedFederation(result.arrays, result.rounds, result.reason, result.records, spent, released)
 
 
 def open_tenant(

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.ledger_file import create
-from fedprofile.client.ledger_schema import EVALUATE, FORMAT, TRAIN, Population, Segment, read_entries
+from fedprofile.client.ledger_schema import FORMAT, Population, Segment, read_entries
 from fedprofile.common.accounting import PrivacyLoss, compose
 from fedprofile.common.messages import Reply
 from fedprofile.common.tenant import TenantFile
+from fedprofile.simulations.people import TenantEvents
 
 
 class MemoryLedger(Ledger):
@@ -27,13 +28,14 @@ class MemoryLedger(Ledger):
         create(connection, whose, tenant.budget.epsilon, tenant.life_delta)
         super().__init__(Path(f"memory of {population}"), connection, lock=-1)
 
+    def released(self, segment: Segment) -> TenantEvents:
+        """What a segment has released."""
+        return TenantEvents.of(entry for entry in read_entries(self._connection) if entry.segment == segment.number)
+
     def spent(self, segment: Segment) -> PrivacyLoss:
         """Composed over a segment's releases: the larger of training and evaluation, whose users are disjoint."""
-        entries = [entry for entry in read_entries(self._connection) if entry.segment == segment.number]
-        losses = [
-            compose([entry.event for entry in entries if entry.kind == kind], segment.plan.delta)
-            for kind in (TRAIN, EVALUATE)
-        ]
+        events = self.released(segment)
+        losses = [compose(part, segment.plan.delta) for part in (events.train, events.evaluate)]
         return max(losses, key=lambda loss: loss.epsilon)
 
 

@@ -1,9 +1,11 @@
 """`python simulate.py EXPERIMENT.toml`: all cells of an experiment, each stored when it is done.
 
-OUT/experiment.json   what was asked for; `--resume` goes on with the same and nothing else
-OUT/cells/NAME.json   one finished cell
-OUT/cells.parquet     one row for each finished cell
-OUT/cache/            activations of the frozen layers; personal data, deleted when the experiment is over
+OUT/experiment.json           what was asked for; `--resume` goes on with the same and nothing else
+OUT/cells/NAME.json           one finished cell
+OUT/cells.parquet             one row for each finished cell
+OUT/report.html, report.md    what came out, for people; and every number of it in results.parquet
+OUT/predictions/, OUT/cache/  each record's prediction, and activations of the frozen layers: personal data, deleted
+                              when the experiment is over
 """
 
 import json
@@ -22,12 +24,29 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedprofile.common.errors import ConfigError
-from fedprofile.simulations.cells import CellRunner, check_cell, read_scenario
+from fedprofile.simulations.analysis import write_analysis
+from fedprofile.simulations.cells import CellOutcome, CellRunner, check_cell, read_scenario
 from fedprofile.simulations.experiment import Cell, Experiment
 
 
-def run_experiment(experiment: Experiment, *, out: Path | None, resume: bool, jobs: int, json_output: bool) -> None:
-    """Run what is not done yet of an experiment; see the command's options.
+def run_experiment(
+    experiment: Experiment,
+    *,
+    out: Path | None,
+    resume: bool,
+    jobs: int,
+    json_output: bool,
+    command: str = "python simulate.py",
+) -> None:
+    """Run what is not done yet of an experiment, and write its report; see the command's options.
+
+    Args:
+        experiment: Which.
+        out: Where results go.
+        resume: Go on there.
+        jobs: Cells that run at once.
+        json_output: Print every cell's result at the end.
+        command: What the report says that it was made with.
 
     Raises:
         ConfigError: A cell's settings cannot be used, or the folder is another experiment's; nothing was run.
@@ -49,20 +68,27 @@ def run_experiment(experiment: Experiment, *, out: Path | None, resume: bool, jo
     progress = _Progress(console, len(cells), len(cells) - len(waiting))
     try:
         with progress:
-            for cell, result in _results(experiment, waiting, root, jobs, progress):
-                _write(_file(root, cell), json.dumps({"experiment": experiment.name, **result}, indent=1) + "\n")
-                progress.done(cell, result)
+            for cell, outcome in _outcomes(experiment, waiting, root, jobs, progress):
+                outcome.predictions.to_parquet(_predictions(root, cell), index=False)
+                result = {"experiment": experiment.name, **outcome.result}
+                _write(_file(root, cell), json.dumps(result, indent=1) + "\n")
+                progress.done(cell, outcome.result)
     except KeyboardInterrupt:
         done = sum(_file(root, cell).is_file() for cell in cells)
         console.print(
             f"\nstopped; {done} of {len(cells)} cells are done. Go on with the same command and "
-            "--resume; until then its folder cache/ holds activations of the data, which are personal."
+            "--resume; until then its folders cache/ and predictions/ hold personal data."
         )
         raise
     finally:
         _write_table(root, cells)
-    shutil.rmtree(root / "cache", ignore_errors=True)
-    console.print(f"All cells are done: {root}/cells.parquet.")
+    if not (root / "results.parquet").is_file():
+        found = [json.loads(_file(root, cell).read_text(encoding="utf-8")) for cell in cells]
+        frames = [pd.read_parquet(_predictions(root, cell)) for cell in cells]
+        write_analysis(experiment, list(zip(cells, found, frames, strict=True)), root, command)
+    for personal in ("cache", "predictions"):
+        shutil.rmtree(root / personal, ignore_errors=True)
+    console.print(f"All cells are done: {root}/report.html, report.md, results.parquet and cells.parquet.")
     if json_output:
         print(json.dumps([json.loads(_file(root, cell).read_text(encoding="utf-8")) for cell in cells], indent=1))
 
@@ -79,15 +105,16 @@ def _open(root: Path, experiment: Experiment, resume: bool) -> None:
     elif root.exists() and any(root.iterdir()):
         raise ConfigError(f"{root}: is not empty; give another --out, or go on there with --resume.")
     (root / "cells").mkdir(parents=True, exist_ok=True)
+    (root / "predictions").mkdir(mode=0o700, exist_ok=True)
     for leftover in (root / "cells").glob("*.part"):
         leftover.unlink()
     _write(file, json.dumps(asked, indent=1) + "\n")
 
 
-def _results(
+def _outcomes(
     experiment: Experiment, cells: Sequence[Cell], root: Path, jobs: int, progress: "_Progress"
-) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Each cell with its result, as it is done."""
+) -> Iterator[tuple[Cell, CellOutcome]]:
+    """Each cell with what it came to, as it is done."""
     runner = CellRunner(experiment, root / "cache")
     if jobs == 1 or len(cells) < 2:
         for cell in cells:
@@ -120,13 +147,17 @@ def _begin_process(experiment: Experiment, cache: Path, threads: int) -> None:
     _runner = CellRunner(experiment, cache)
 
 
-def _run_in_process(cell: Cell) -> dict[str, Any]:
+def _run_in_process(cell: Cell) -> CellOutcome:
     assert _runner is not None
     return _runner.run(cell, lambda done, rounds: None)
 
 
 def _file(root: Path, cell: Cell) -> Path:
     return root / "cells" / f"{cell.name}.json"
+
+
+def _predictions(root: Path, cell: Cell) -> Path:
+    return root / "predictions" / f"{cell.name}.parquet"
 
 
 def _write(path: Path, text: str) -> None:
