@@ -1,0 +1,173 @@
+"""What a report says besides the results: how the experiment was made, what was promised, and what was attacked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedprofile.common.accounting import PrivacyLoss
+
+SMALLEST_COUNT = 20
+"""A count of fewer people is not shown."""
+
+
+@dataclass(frozen=True)
+class PartitionPicture:
+    """How users are spread over tenants.
+
+    Args:
+        name: The partition, as in the results.
+        labels: Tenant -> label -> users.
+        groups: Group column -> tenant -> value -> users.
+    """
+
+    name: str
+    labels: Mapping[str, Mapping[str, int]]
+    groups: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CellTime:
+    """How long a cell took.
+
+    Args:
+        name: Of the cell.
+        seconds: From its first to its last step.
+    """
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a tenant's ledger says after a cell.
+
+    Args:
+        asked: The cell's epsilon.
+        tenant: Its name.
+        loss: Spent, by the ledger.
+    """
+
+    asked: float
+    tenant: str
+    loss: PrivacyLoss
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The privacy loss of people who are at several tenants.
+
+    Args:
+        asked: The cell's epsilon.
+        tenants: At how many each of these people is.
+        people: How many they are.
+        loss: The largest that is composed for one of them.
+    """
+
+    asked: float
+    tenants: int
+    people: int
+    loss: PrivacyLoss
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One attack on one training run.
+
+    Args:
+        attack: What was attacked and how, such as "one run, final adapter".
+        claim: What the ledger promises; None where training drew no noise.
+        canaries: How many were planted.
+        guesses: How many were guessed at.
+        correct: How many of the guesses were right.
+        bound: The empirical lower bound on epsilon.
+        confidence: Of the bound, such as 0.95.
+        needed: Without noise: the bound that shows that the attack works.
+    """
+
+    attack: str
+    claim: PrivacyLoss | None
+    canaries: int
+    guesses: int
+    correct: int
+    bound: float
+    confidence: float = 0.95
+    needed: float = 1.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the bound is at most the claim or, without noise, whether the attack works."""
+        return self.bound >= self.needed if self.claim is None else self.bound <= self.claim.epsilon
+
+
+@dataclass(frozen=True)
+class KnownTruth:
+    """A number of the known population's Bayes rule, in closed form; what was measured of it has the arm "bayes".
+
+    Args:
+        scope: "overall", "group", "intersection" or "gap"; this and the next four as in the results.
+        column: Group column(s).
+        group: Value(s) of it.
+        metric: Such as "selection_rate".
+        statistic: "value", "difference" or "ratio".
+        value: The truth.
+    """
+
+    scope: str
+    column: str
+    group: str
+    metric: str
+    statistic: str
+    value: float
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """See the module.
+
+    Args:
+        experiment: Its name.
+        command: That runs it.
+        dataset: Its name.
+        real_data: Whether it is about real people.
+        promise: What every epsilon of the experiment means; its own epsilon is not used. None where all is without
+            noise.
+        seeds: Of the cells.
+        partitions: One picture for each partition.
+        cells: All that were run.
+        spent: One for each tenant and cell, or the largest of several cells.
+        composed: Empty where nobody is at several tenants.
+        audit: None where the experiment has no audit.
+        truth: None where the population is not known.
+        settings: Name -> value, as text.
+        versions: Package -> version.
+        machine: Name -> value, as text.
+        caveats: Of this experiment, in sentences; those of every report are added.
+    """
+
+    experiment: str
+    command: str
+    dataset: str
+    real_data: bool
+    promise: PrivacyLoss | None
+    seeds: tuple[int, ...] = ()
+    partitions: tuple[PartitionPicture, ...] = ()
+    cells: tuple[CellTime, ...] = ()
+    spent: tuple[Spent, ...] = ()
+    composed: tuple[Composed, ...] = ()
+    audit: tuple[AuditRow, ...] | None = None
+    truth: tuple[KnownTruth, ...] | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, str] = field(default_factory=dict)
+    caveats: tuple[str, ...] = ()
+
+    @property
+    def meaning(self) -> str:
+        """What an epsilon means here, in the words that stand beside every one."""
+        if self.promise is None:
+            return ""
+        promise = self.promise
+        return (
+            f"delta={promise.delta:g}, unit={promise.unit}, adjacency={promise.adjacency}, model={promise.model}, "
+            f"accountant={promise.accountant}"
+        )

@@ -1,0 +1,158 @@
+"""What the first page says follows from the table, and a direction only from an interval that excludes zero."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.simulations.report.synthetic import EPSILONS, Synthetic, facts
+
+from fedprofile.common.accounting import PrivacyLoss
+from fedprofile.simulations.report.estimates import Estimate
+from fedprofile.simulations.report.facts import AuditRow, ReportFacts
+from fedprofile.simulations.report.findings import findings
+from fedprofile.simulations.report.focus import extremes, focus_of
+from fedprofile.simulations.report.results import Measured, Results
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    return Synthetic().table()
+
+
+def _sentences(table: pd.DataFrame, known: ReportFacts | None = None) -> list[str]:
+    return [one for topic in findings(focus_of(Results(table)), known or facts()) for one in topic.sentences]
+
+
+def _one(sentences: list[str], *words: str) -> str:
+    """The only sentence with all of the words."""
+    found = [sentence for sentence in sentences if all(word in sentence for word in words)]
+    assert len(found) == 1, (words, sentences)
+    return found[0]
+
+
+def _changed(table: pd.DataFrame, numbers: tuple[float, float, float], **where: object) -> pd.DataFrame:
+    """The table with value, low and high of some rows replaced."""
+    chosen = np.logical_and.reduce([table[name] == value for name, value in where.items()])
+    assert chosen.any()
+    changed = table.copy()
+    changed.loc[chosen, ["value", "low", "high"]] = numbers
+    return changed
+
+
+OVERALL = {"scope": "overall", "metric": "auc", "arm": "federated"}
+PRICE = OVERALL | {"kind": "price"}
+AT_3 = {"epsilon": 3.0, "strategy": "fedavg", "mitigation": "none"}
+
+
+def test_the_first_page_of_the_synthetic_experiment(table: pd.DataFrame) -> None:
+    said = _sentences(table)
+    assert said[0].startswith("At epsilon 3 the federation's AUC") and "privacy costs 0.03" in said[0]
+    assert "at epsilon 8 no difference was found" in said[1] and "At epsilon 1 privacy costs 0.10" in said[1]
+    assert "'b' pays more than 'a'" in _one(said, "groups of gender", "true-positive rate")
+    assert "no difference was found" in _one(said, "4 groups of age", "true-positive rate")
+    assert "better than training alone" in _one(said, "training alone")
+    assert "no difference was found" in _one(said, "in one place")
+    assert "2 of 19 tenants" in _one(said, "global gap hides")
+    assert "narrows the equalised-odds gap of gender" in _one(said, "'group-thresholds' narrows")
+    assert "THE AUDIT FAILS" in _one(said, "'one run, updates'") and "delta=1e-05" in _one(said, "THE AUDIT FAILS")
+    assert _one(said, "Bayes rule").startswith("The interval that was measured holds the truth for 1 of 2")
+
+
+@settings(max_examples=60, deadline=None)
+@given(middle=st.floats(-0.2, 0.2), half=st.floats(0.001, 0.1))
+def test_a_price_has_a_direction_only_where_its_interval_excludes_zero(middle: float, half: float) -> None:
+    low, high = middle - half, middle + half
+    said = _sentences(_changed(SMALL, (middle, low, high), **PRICE, **AT_3))[0]
+    assert ("no difference was found" in said) == (low <= 0 <= high)
+    assert ("privacy costs" in said) == (high < 0)
+    assert ("it is better with noise" in said) == (low > 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(middle=st.floats(-0.2, 0.2), half=st.floats(0.001, 0.1))
+def test_a_group_pays_more_only_where_the_difference_excludes_zero(middle: float, half: float) -> None:
+    where = {"scope": "group", "metric": "true_positive_rate", "column": "gender", "kind": "price", **AT_3}
+    one = _changed(SMALL, (-0.05, -0.06, -0.04), **where, group="a")
+    both = _changed(one, (-0.05 + middle, -0.05 + middle - half, -0.05 + middle + half), **where, group="b")
+    said = _one(_sentences(both), "groups of gender", "true-positive rate")
+    # The closed form for two independent normal estimates.
+    assert ("pays more than" in said) == (abs(middle) > math.hypot(half, 0.01))
+    assert ("no difference was found" in said) == (abs(middle) <= math.hypot(half, 0.01))
+
+
+def test_for_errors_more_is_worse(table: pd.DataFrame) -> None:
+    errors = table.assign(metric=table["metric"].replace({"auc": "log_loss", "accuracy": "base_rate"}))
+    assert "privacy costs 0.05" in _sentences(_changed(errors, (0.05, 0.04, 0.06), **PRICE | {"metric": "log_loss"}))[0]
+    said = _sentences(_changed(errors, (-0.05, -0.06, -0.04), **PRICE | {"metric": "log_loss"}))[0]
+    assert "it is better with noise by 0.05" in said
+
+
+def test_a_federation_that_is_worse_than_training_alone_is_said_to_be(table: pd.DataFrame) -> None:
+    said = _sentences(_changed(table, (0.9, 0.88, 0.92), **OVERALL | {"arm": "alone", "kind": "level"}))
+    assert "is not better than training alone but worse, by 0.19" in _one(said, "training alone")
+
+
+def test_a_gap_whose_interval_reaches_zero_was_not_found(table: pd.DataFrame) -> None:
+    where = {"scope": "gap", "metric": "equalized_odds", "column": "age", "statistic": "difference"}
+    said = _sentences(_changed(table, (0.04, 0.0, 0.09), **where, kind="level"))
+    assert "no equalised-odds gap between the groups of age was found" in _one(said, "gap between the groups of age")
+
+
+def test_the_largest_of_many_equal_prices_is_seldom_said_to_be_larger() -> None:
+    draw = np.random.default_rng(1)
+    wrong = naive = 0
+    for _ in range(1500):
+        prices = draw.normal(-0.05, 0.02, size=6)
+        entries = [
+            Measured("age", str(k), Estimate(x, x - 1.96 * 0.02, x + 1.96 * 0.02), 50) for k, x in enumerate(prices)
+        ]
+        found = extremes(entries, "auc")
+        assert found is not None and found[3] == 6 and found[2].value == pytest.approx(np.ptp(prices))
+        wrong += found[2].sign > 0
+        naive += bool(np.ptp(prices) > 1.96 * 0.02 * math.sqrt(2))
+    assert wrong / 1500 < 0.05 < 0.3 < naive / 1500
+
+
+def test_suppressed_numbers_take_no_part(table: pd.DataFrame) -> None:
+    where = {"scope": "group", "metric": "true_positive_rate", "column": "age", "kind": "price"}
+    chosen = np.logical_and.reduce([table[name] == value for name, value in {**where, "group": "65+"}.items()])
+    extreme = _changed(table, (-0.9, -0.91, -0.89), **where, group="65+")
+    assert "'65+' pays more" in _one(_sentences(extreme), "groups of age", "true-positive rate")
+    extreme.loc[chosen, "suppressed"] = True
+    said = _one(_sentences(extreme), "groups of age", "true-positive rate")
+    assert "3 groups of age" in said and "no difference" in said and "1 of its groups: too few people" in said
+
+
+def test_only_without_noise_and_only_with_noise(table: pd.DataFrame) -> None:
+    plain = _sentences(table[table["epsilon"] == math.inf])
+    assert plain[0].startswith("Without noise the federation's AUC") and "no cell was run with noise" in plain[0]
+    private = _sentences(table[(table["epsilon"] == 3.0) & (table["kind"] == "level")])
+    assert "what privacy costs is not known" in private[0]
+
+
+def test_the_epsilon_that_is_looked_at_is_chosen_by_rule(table: pd.DataFrame) -> None:
+    assert focus_of(Results(table)).epsilon == sorted(EPSILONS)[1]
+
+
+def test_audit_findings() -> None:
+    claim = PrivacyLoss(3.0, 1e-5)
+    good, weak = AuditRow("a", claim, 1000, 500, 300, 0.4), AuditRow("b", None, 1000, 500, 260, 0.1, needed=3.0)
+    assert good.holds and not weak.holds and not dataclasses.replace(good, bound=3.01).holds
+    said = _sentences(SMALL, dataclasses.replace(facts(), audit=(good, weak)))
+    assert str(claim) in _one(said, "below the claim in all of 1")
+    assert "does NOT work" in _one(said, "'b'")
+    assert not any("udit" in sentence for sentence in _sentences(SMALL, dataclasses.replace(facts(), audit=None)))
+
+
+def _small() -> pd.DataFrame:
+    """The synthetic table at two epsilons, without tenants."""
+    table: Any = Synthetic().table()
+    return table[table["epsilon"].isin([3.0, math.inf]) & ~table["scope"].isin(["tenant", "client_gap"])]
+
+
+SMALL = _small()
