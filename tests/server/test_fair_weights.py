@@ -74,7 +74,7 @@ ERRORS = [0.4, 0.1, 0.2]
     [
         ({"fairness": "none"}, [1.0, 1.0, 1.0]),
         ({"fairness": "q"}, [error / np.mean(ERRORS) for error in ERRORS]),
-        ({"fairness": "q", "fairness_q": 2.0}, [(error / np.mean(ERRORS)) ** 2 for error in ERRORS]),
+        ({"fairness": "q", "fairness_q": 2.0}, [max((e / np.mean(ERRORS)) ** 2, 1 / LARGEST_FACTOR) for e in ERRORS]),
         ({"fairness": "worst-tenants"}, [LARGEST_FACTOR, 1.0, 1.0]),
     ],
 )

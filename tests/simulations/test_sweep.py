@@ -61,7 +61,8 @@ def test_a_sweep_is_reproducible_also_after_a_stop_and_in_several_processes(
             spent = tenant["spent"]
             assert (spent is None) == (not cell["noise"])
             assert spent is None or (0 < spent["epsilon"] <= 8.0 and spent["unit"] == "user" and spent["delta"] > 0)
-    assert not (tmp_path / "whole" / "cache").exists(), "it holds personal data"
+    for personal in ("cache", "predictions"):
+        assert not (tmp_path / "whole" / personal).exists(), "it holds personal data"
 
     stopped = tmp_path / "stopped"
     # A process in the background may have inherited that Ctrl-C is ignored; one at a terminal has not.
@@ -92,6 +93,21 @@ def test_a_sweep_is_reproducible_also_after_a_stop_and_in_several_processes(
     _simulate(path, "--out", tmp_path / "jobs", "--jobs", 2)
     assert _cells(tmp_path / "jobs") == whole
 
+    results = [pd.read_parquet(tmp_path / run / "results.parquet") for run in ("whole", "stopped", "jobs")]
+    assert results[0].equals(results[1]) and results[0].equals(results[2])
+    overall = results[0].query("kind == 'level' and scope == 'overall' and metric == 'accuracy'")
+    for epsilon in (float("inf"), 8.0):
+        cells = [cell for cell in whole.values() if cell["noise"] == (epsilon != float("inf"))]
+        [row] = overall[overall["epsilon"] == epsilon].to_dict("records")
+        assert row["seeds"] == 2 and row["low"] <= row["value"] <= row["high"]
+        assert row["value"] == pytest.approx(np.mean([cell["exact_metrics"]["accuracy"] for cell in cells]))
+    prices = results[0].query("kind == 'price' and scope == 'overall' and metric == 'accuracy'")
+    assert list(prices["value"]) == pytest.approx(
+        [float(overall["value"][overall["epsilon"] == 8.0].iloc[0] - overall["value"][overall["epsilon"] > 9].iloc[0])]
+    )
+    report = (tmp_path / "whole" / "report.html").read_text(encoding="utf-8")
+    assert "price of privacy" in report.lower() and "add-or-remove-one" in report
+
     table = pd.read_parquet(tmp_path / "stopped" / "cells.parquet")
     assert list(table["cell"]) == list(dict.fromkeys(cell["cell"] for cell in json.loads(done.stdout)))
     assert list(table["adapter_sha256"]) == [whole[name]["adapter_sha256"] for name in table["cell"]]
@@ -101,7 +117,7 @@ def test_a_sweep_is_reproducible_also_after_a_stop_and_in_several_processes(
 def _run(path: Path, *overrides: str) -> dict[str, Any]:
     experiment = load_experiment(path, overrides)
     [cell] = experiment.cells()
-    return CellRunner(experiment).run(cell, lambda done, rounds: None)
+    return CellRunner(experiment).run(cell, lambda done, rounds: None).result
 
 
 def test_what_the_engine_runs_on_changes_no_number(write_experiment: WriteExperiment) -> None:
