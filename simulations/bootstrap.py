@@ -9,6 +9,9 @@ A resample is a vector of whole weights. The metrics of all resamples are weight
 with weights of 1 they are scikit-learn's and fairlearn's.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
@@ -35,6 +38,7 @@ class Resamples:
     def __init__(self, users: NDArray[np.int64], replicates: int, seed: int) -> None:
         self._users, self._replicates, self._seed = users, replicates, seed
         draw = self._generator("users")
+        self._shares: dict[tuple[int, ...], Draws] = {}
         self._weights = draw.multinomial(len(users), np.full(len(users), 1 / len(users)), size=replicates).T.astype(
             np.float64, order="C"
         )
@@ -45,11 +49,12 @@ class Resamples:
 
     def of_seeds(self, seeds: tuple[int, ...]) -> Draws:
         """The share of each seed, [S, B], which add up to 1; the same for the same seeds."""
-        if len(seeds) == 1:
-            return np.ones((1, self._replicates))
-        drawn = len(seeds) - 1
-        draw = self._generator("seeds", *seeds)
-        return draw.multinomial(drawn, np.full(len(seeds), 1 / len(seeds)), size=self._replicates).T / drawn
+        if seeds not in self._shares:
+            drawn = max(len(seeds) - 1, 1)
+            draw = self._generator("seeds", *seeds)
+            counts = draw.multinomial(drawn, np.full(len(seeds), 1 / len(seeds)), size=self._replicates)
+            self._shares[seeds] = counts.T / drawn
+        return self._shares[seeds]
 
     def _generator(self, *names: str | int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(derived_seed(self._seed, "bootstrap", *names)))
@@ -145,7 +150,9 @@ def _multiclass(records: Records, split: Split, weights: Draws) -> dict[str, Dra
     total, correct, loss = _sums(split.codes, slices, [np.ones(len(right)), right, _losses(records)], weights)
     ones = np.ones(len(right))
     (actual,) = _sums(split.codes * labels + records.truth.astype(np.int64), slices * labels, [ones], weights)
-    chosen, hits = _sums(split.codes * labels + records.decided.astype(np.int64), slices * labels, [ones, right], weights)
+    chosen, hits = _sums(
+        split.codes * labels + records.decided.astype(np.int64), slices * labels, [ones, right], weights
+    )
     # A label that a resample neither has nor predicts is no part of its mean, as in scikit-learn.
     scores = (2 * hits / (actual + chosen)).reshape(slices, labels, -1)
     there = ~np.isnan(scores)
@@ -164,7 +171,7 @@ def _losses(records: Records) -> NDArray[np.float64]:
 def _sums(
     codes: NDArray[np.int64],
     slices: int,
-    features: list[NDArray[np.float64]] | list[NDArray[np.int64]] | list[NDArray[np.bool_]],
+    features: Sequence[NDArray[Any]],
     weights: Draws,
 ) -> list[Draws]:
     """The weighted sum of each feature over each slice, [K, B] each."""

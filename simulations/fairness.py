@@ -27,6 +27,7 @@ from fedprofile.simulations.predictions import CellPredictions, Condition, Recor
 from fedprofile.simulations.slices import Limits, Split, splits_of
 
 REPLICATES = 1000
+LIMITS = Limits()
 
 COLUMNS = (
     *("arm", "epsilon", "mitigation", "partition", "strategy", "kind", "scope", "column", "group", "metric"),
@@ -37,7 +38,7 @@ Row = dict[str, Any]
 
 
 def analyse(
-    cells: Sequence[CellPredictions], *, limits: Limits = Limits(), replicates: int = REPLICATES, seed: int = 0
+    cells: Sequence[CellPredictions], *, limits: Limits = LIMITS, replicates: int = REPLICATES, seed: int = 0
 ) -> pd.DataFrame:
     """Measure all cells of an experiment.
 
@@ -220,5 +221,10 @@ def _row(
         **{name: getattr(condition, name) for name in ("arm", "epsilon", "mitigation", "partition", "strategy")},
         "kind": kind,
         **key._asdict(),
-        **{"value": value, "low": low, "high": high, "users": users, "seeds": seeds, "suppressed": seeds == 0},
+        "value": value,
+        "low": low,
+        "high": high,
+        "users": users,
+        "seeds": seeds,
+        "suppressed": seeds == 0,
     }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from fairlearn.metrics import MetricFrame, false_positive_rate, selection_rate, true_positive_rate
 from numpy.typing import NDArray
 from sklearn import config_context
@@ -136,24 +137,29 @@ def measured(records: Records, split: Split, allowed: Mapping[str, NDArray[np.bo
         fairlearn's frame by slice number, NaN where a slice is too small for a metric; None where all are for all.
     """
 
-    def of(metric: Metric) -> Callable[[Rows, Rows], float]:
-        """For fairlearn, which hands on the rows that it has chosen."""
+    rows = np.split(
+        np.argsort(split.codes, kind="stable"), np.cumsum(np.bincount(split.codes, minlength=len(split.names)))[:-1]
+    )
 
-        def value(_: Rows, rows: Rows) -> float:
-            large = allowed[metric.name][split.codes[rows[0]]]
-            return metric.value(records, rows) if large else np.nan
+    def of(metric: Metric) -> Callable[[Rows, Rows], float]:
+        """For fairlearn, which hands on the slices that it has chosen: one, or for its overall value all."""
+
+        def value(_: Rows, chosen: Rows) -> float:
+            if len(chosen) > 1 or not allowed[metric.name][chosen[0]]:
+                return np.nan
+            return metric.value(records, rows[chosen[0]])
 
         return value
 
     metrics = METRICS[records.kind]
-    shown = np.flatnonzero(np.any([allowed[metric.name] for metric in metrics], axis=0)[split.codes])
+    shown = np.flatnonzero(np.any([allowed[metric.name] for metric in metrics], axis=0))
     if not len(shown):
         return None
     with config_context(assume_finite=True, skip_parameter_validation=True):
-        # What fairlearn takes for labels and predictions are row numbers, because metrics need scores and decisions.
+        # fairlearn copies every row for every metric; a slice, which it does not look into, is one row to it.
         return MetricFrame(
             metrics={metric.name: of(metric) for metric in metrics},
             y_true=shown,
             y_pred=shown,
-            sensitive_features=split.codes[shown],
+            sensitive_features=pd.Series(shown),
         )

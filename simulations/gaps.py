@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprofile.simulations.bootstrap import Draws
+
 RATES = {
     "demographic_parity": ("selection_rate",),
     "equal_opportunity": ("true_positive_rate",),
@@ -37,7 +38,9 @@ class Gap:
     reach: Draws
 
 
-def gap_value(differences: Mapping[str, float], ratios: Mapping[str, float], gap: str, statistic: GapStatistic) -> float:
+def gap_value(
+    differences: Mapping[str, float], ratios: Mapping[str, float], gap: str, statistic: GapStatistic
+) -> float:
     """A gap, from what fairlearn's `MetricFrame` says of its rates.
 
     Args:

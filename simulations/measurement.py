@@ -1,11 +1,15 @@
-"""Everything that is measured in one cell: each number's value and its resamples."""
+"""Everything that is measured in one cell: each number's value and its resamples.
+
+Values overall, of groups and of gaps come from fairlearn and scikit-learn. Those of tenants and of their own groups are
+the same sums as the resamples', with weights of 1: fairlearn takes a second for a hundred slices, and every cell has as
+many. Tests hold these values against fairlearn.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
-from fairlearn.metrics import MetricFrame
 from numpy.typing import NDArray
 
 from fedprofile.simulations.bootstrap import Draws, resampled
@@ -34,7 +38,7 @@ class Number:
     """One number of one cell.
 
     Args:
-        value: From fairlearn or scikit-learn.
+        value: What was measured.
         draws: The same of each resample, [B].
         users: On whom it stands.
         reach: How far each resample's errors can move it, [B], on its scale; None for a mean or a rate, which the
@@ -92,8 +96,8 @@ class _Slices:
         self._records, self._split = records, split
         self._metrics = METRICS[records.kind]
         self._allowed = {metric.name: split.enough(metric.needs, limits) for metric in self._metrics}
-        self._frame = measured(records, split, self._allowed)
-        self._points = _points(self._frame, [metric.name for metric in self._metrics], len(split.names))
+        self._frame = None if split.scope == "tenant" else measured(records, split, self._allowed)
+        self._points = _exact(records, split) if split.scope == "tenant" else self._of_frame()
         self._draws = _without_gaps(self._points, resampled(records, split, weights))
 
     def levels(self) -> Iterator[tuple[Key, Number | None]]:
@@ -106,9 +110,7 @@ class _Slices:
                     yield key, None
                     continue
                 point, draws = self._points[metric.name][place], self._draws[metric.name][place]
-                yield key, Number(
-                    float(point), draws, int(split.users[place]), low=metric.low, high=metric.high
-                )
+                yield key, Number(float(point), draws, int(split.users[place]), low=metric.low, high=metric.high)
 
     def gaps(self) -> Iterator[tuple[Key, Number | None]]:
         """The gaps between the slices, and the worst slice of each metric."""
@@ -135,6 +137,14 @@ class _Slices:
             for statistic in statistics:
                 yield Key("spread", "", "", metric.name, statistic), self._spread(metric, statistic)
 
+    def _of_frame(self) -> dict[str, NDArray[np.float64]]:
+        """Metric -> value of each slice, [K]; NaN where it is too small."""
+        slices = len(self._split.names)
+        if self._frame is None:
+            return {metric.name: np.full(slices, np.nan) for metric in self._metrics}
+        table = self._frame.by_group.reindex(range(slices)).astype(np.float64)
+        return {metric.name: table[metric.name].to_numpy() for metric in self._metrics}
+
     def _gap(self, gap: str, rates: tuple[str, ...], statistic: GapStatistic) -> Number | None:
         if self._frame is None or any(self._allowed[rate].sum() < 2 for rate in rates):
             return None
@@ -147,9 +157,7 @@ class _Slices:
         value = float(self._frame.difference()[metric.name])
         return self._of_slices(value, (metric.name,), "difference", metric.high - metric.low)
 
-    def _of_slices(
-        self, value: float, rates: tuple[str, ...], statistic: GapStatistic, high: float = 1.0
-    ) -> Number:
+    def _of_slices(self, value: float, rates: tuple[str, ...], statistic: GapStatistic, high: float = 1.0) -> Number:
         found = resampled_gap(self._points, self._draws, self._allowed, rates, statistic)
         users = self._split.users_in(np.any([self._allowed[rate] for rate in rates], axis=0), self._records.user)
         return Number(value, found.draws, users, found.reach, "log" if statistic == "ratio" else "plain", high=high)
@@ -184,16 +192,10 @@ class _Slices:
         )
 
 
-def _client_gaps(
-    records: Records, split: Split, weights: Draws, limits: Limits
-) -> Iterator[tuple[Key, Number | None]]:
-    """The gaps between each tenant's own groups, their mean and the largest.
-
-    Their rates are the sums with weights of 1, which a test holds against fairlearn: it takes a second for a hundred
-    slices.
-    """
-    exact = resampled(records, split, np.ones((len(records.user), 1)))
-    points = {rate: draws[:, 0] for rate, draws in exact.items()}
+def _client_gaps(records: Records, split: Split, weights: Draws, limits: Limits) -> Iterator[tuple[Key, Number | None]]:
+    """The gaps between each tenant's own groups, their mean and the largest."""
+    points = _exact(records, split)
+    exact = {rate: values[:, None] for rate, values in points.items()}
     drawn = _without_gaps(points, resampled(records, split, weights))
     needs = {metric.name: metric.needs for metric in METRICS[records.kind]}
     large = {rate: split.enough(needs[rate], limits) for rate in points}
@@ -237,12 +239,10 @@ def _over_tenants(column: str, gap: str, numbers: list[Number]) -> Iterator[tupl
     yield worst, Number(largest.value, draws.max(axis=0), users, reach.max(axis=0), where=largest.where)
 
 
-def _points(frame: MetricFrame | None, names: list[str], slices: int) -> dict[str, NDArray[np.float64]]:
-    """Metric -> value of each slice, [K]; NaN where it is too small."""
-    if frame is None:
-        return {name: np.full(slices, np.nan) for name in names}
-    table = frame.by_group.reindex(range(slices)).astype(np.float64)
-    return {name: table[name].to_numpy() for name in names}
+def _exact(records: Records, split: Split) -> dict[str, NDArray[np.float64]]:
+    """Metric -> value of each slice, [K], as the sums with weights of 1; tests hold them against fairlearn."""
+    weights = np.ones((len(records.user), 1))
+    return {name: draws[:, 0] for name, draws in resampled(records, split, weights).items()}
 
 
 def _without_gaps(points: dict[str, NDArray[np.float64]], draws: dict[str, Draws]) -> dict[str, Draws]:

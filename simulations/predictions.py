@@ -156,13 +156,12 @@ def _decide(
     if probabilities.shape[1] > 2:
         if thresholds is not None:
             raise ConfigError(f"thresholds: belong to a binary task; this one has {probabilities.shape[1]} labels.")
-        return probabilities.argmax(axis=1)
+        return np.asarray(probabilities.argmax(axis=1), dtype=np.int64)
     if thresholds is None:
         return (probabilities[:, 1] >= THRESHOLD).astype(np.int64)
     if thresholds.column not in groups:
-        raise ConfigError(
-            f"thresholds.column='{thresholds.column}' is no group column; expected one of {', '.join(groups) or 'none'}."
-        )
+        there = ", ".join(groups) or "none"
+        raise ConfigError(f"thresholds.column='{thresholds.column}' is no group column; expected one of {there}.")
     return thresholds.decide(probabilities[:, 1], groups[thresholds.column])
 
 
@@ -174,7 +173,9 @@ def _require(frame: pd.DataFrame, names: list[str]) -> None:
             f"{GROUP_PREFIX}NAME, or target and prediction for a regression."
         )
     if frame[names].isna().any(axis=None):
-        raise DataError("predictions: a tenant, user, label, target or prediction is missing; expected one in each row.")
+        raise DataError(
+            "predictions: a tenant, user, label, target or prediction is missing; expected one in each row."
+        )
 
 
 def _check_labels(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> None:

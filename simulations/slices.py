@@ -99,9 +99,7 @@ def splits_of(records: Records) -> list[Split]:
         (names, codes), (more_names, more_codes) = coded[first], coded[second]
         joined = tuple(f"{name}{JOINER}{more}" for name in names for more in more_names)
         crossed = codes * len(more_names) + more_codes
-        found.append(
-            _split(records, "intersection", f"{first}{JOINER}{second}", crossed, joined, ("",) * len(joined))
-        )
+        found.append(_split(records, "intersection", f"{first}{JOINER}{second}", crossed, joined, ("",) * len(joined)))
     tenants, tenant_codes = np.unique(records.tenant, return_inverse=True)
     names_of_tenants = tuple(map(str, tenants))
     found.append(_split(records, "tenant", "", tenant_codes, names_of_tenants, names_of_tenants))

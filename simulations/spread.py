@@ -32,7 +32,7 @@ def spread(values: Numbers, statistic: SpreadStatistic, worst: Worst | None = No
         return np.asarray(np.var(values, axis=0))
     if statistic == "gini":
         with np.errstate(divide="ignore", invalid="ignore"):
-            return _mean_difference(values) / (2 * np.mean(values, axis=0))
+            return np.asarray(_mean_difference(values) / (2 * np.mean(values, axis=0)))
     return worst_mean(values, worst or "lowest", tenth(len(values)))
 
 
