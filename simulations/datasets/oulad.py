@@ -3,10 +3,10 @@
 A user is one student, with all of their enrolments; a labelled row is one enrolment, passed (Pass or Distinction) or
 not (Fail or Withdrawn). The history is the student's marks. What is known is what was handed in before a day of the
 module's presentation, by default a quarter of the way through it, and of earlier presentations everything; later marks
-and the exam would tell the outcome. A presentation starts in February (B) or October (J) of its year; the published
-data have no exact day, and the first of the month stands for it. There is no date of withdrawal, so that enrolments that had ended
-before the day cannot be told and stay in: the later the day, the more of the outcomes are past. With it half-way,
-boosted trees reach an AUC of 0.92.
+and the exam would tell the outcome. There is no date of withdrawal, so that enrolments that had ended before the day
+cannot be told and stay in: the later the day, the more of the outcomes are past. Asked half-way, boosted trees reach an
+AUC of 0.92. A presentation starts in February (B) or October (J) of its year; the published data have no exact day, and
+the first of the month stands for it.
 """
 
 from collections.abc import Mapping

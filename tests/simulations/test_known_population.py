@@ -22,6 +22,8 @@ from fedprofile.common.config import validate
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.interactions import encode
 from fedprofile.common.modeling.base import embedded_folder, load_base, resolve_base
+from fedprofile.simulations.cells import CellRunner
+from fedprofile.simulations.experiment import load_experiment
 from fedprofile.simulations.known_population import (
     bayes_predictions,
     bayes_probability,
@@ -33,6 +35,7 @@ from fedprofile.simulations.known_truth import SHOWN, bayes_gaps, bayes_rates, j
 from fedprofile.simulations.population import EAGER, INTERESTS
 from fedprofile.simulations.scenarios import load_scenario
 from fedprofile.simulations.tenants import read_tenants
+from tests.simulations.conftest import WriteExperiment
 
 SEEDS = 100
 REPLICATES = 1000
@@ -259,6 +262,15 @@ def test_no_history_is_cut() -> None:
         whole = encode(tenant.examples, longest, tokenizer)
         kept = encode(tenant.examples, scenario.card, tokenizer)
         assert [tokens.tolist() for tokens in whole.tokens] == [tokens.tolist() for tokens in kept.tokens]
+
+
+def test_an_experiment_runs_on_it(write_experiment: WriteExperiment) -> None:
+    experiment = load_experiment(
+        write_experiment(data={"dataset": "known", "limit": 30}, partition={"kind": "natural", "smallest": 10})
+    )
+    result = CellRunner(experiment).run(experiment.cells()[0], lambda done, rounds: None)
+    assert result["rounds"] == 2 and len(result["tenants"]) == 20
+    assert sum(tenant["training_users"] + tenant["evaluation_users"] for tenant in result["tenants"]) == 600
 
 
 def test_predictions_have_the_form_of_a_models() -> None:
