@@ -17,6 +17,7 @@ from fairlearn.metrics import (
 )
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score
+from tests.simulations.conftest import WriteExperiment
 
 from fedprofile.common.config import validate
 from fedprofile.common.errors import ConfigError
@@ -35,7 +36,6 @@ from fedprofile.simulations.known_truth import SHOWN, bayes_gaps, bayes_rates, j
 from fedprofile.simulations.population import EAGER, INTERESTS
 from fedprofile.simulations.scenarios import load_scenario
 from fedprofile.simulations.tenants import read_tenants
-from tests.simulations.conftest import WriteExperiment
 
 SEEDS = 100
 REPLICATES = 1000
