@@ -44,7 +44,7 @@ REPLICATES = 1000
 def _other() -> KnownSpec:
     """Far from the defaults: three regions, bias against one of them, unequal interests, much noise."""
     return KnownSpec(
-        users=60_000,
+        users=30_000,
         tenants=3,
         skew=1.0,
         gender={"a": GroupValue(share=0.5, base_rate=0.4), "b": GroupValue(share=0.5, label_noise=0.2, history=3)},
@@ -128,7 +128,7 @@ def test_the_vectorised_gaps_are_fairlearns() -> None:
 # The law.
 
 
-@pytest.mark.parametrize("spec", [KnownSpec(users=60_000), _other()], ids=["default", "other"])
+@pytest.mark.parametrize("spec", [KnownSpec(users=30_000), _other()], ids=["default", "other"])
 def test_rates_in_closed_form_are_fairlearns_over_many_users(spec: KnownSpec) -> None:
     table = bayes_predictions(draw(spec, 1))
     metrics = {
