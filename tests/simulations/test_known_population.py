@@ -141,8 +141,8 @@ def test_rates_in_closed_form_are_fairlearns_over_many_users(spec: KnownSpec) ->
     for columns in (COLUMNS[:1], COLUMNS[1:], COLUMNS):
         exact = bayes_rates(spec, columns)
         groups = table[f"group:{columns[0]}"]
-        for name in columns[1:]:
-            groups = groups + " & " + table[f"group:{name}"]
+        for column in columns[1:]:
+            groups = groups + " & " + table[f"group:{column}"]
         names = pd.Categorical(groups, categories=exact.index)
         measured = MetricFrame(
             metrics=metrics,
