@@ -142,5 +142,5 @@ def test_what_is_wrong_is_said(options: dict[str, Any], error: type[Exception], 
     items.write_bytes(b"".join([first, b"2|Short|line\n", *others]))
     with pytest.raises(error, match=problem):
         load_dataset("movielens-100k", tmp_path, options)
-    with pytest.raises(DataError, match="'ml-1m/ratings.dat' is not in it; download MovieLens 1M"):
+    with pytest.raises(DataError, match=r"'ml-1m/ratings\.dat' is not in it; download MovieLens 1M"):
         load_dataset("movielens-1m", tmp_path)
