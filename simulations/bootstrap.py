@@ -25,6 +25,9 @@ Draws = NDArray[np.float64]
 
 COVERAGE = 0.95
 
+_AT_ONCE = 64
+"""Resamples of which the AUC is computed at once."""
+
 
 class Resamples:
     """Weights of users and seeds, a function of their seed.
@@ -107,18 +110,22 @@ def weighted_auc(split: Split, truth: NDArray[np.int64], scores: NDArray[np.floa
     """
     order = np.lexsort((scores, split.codes))
     codes, score, positive = split.codes[order], scores[order], truth[order] == 1
-    sorted_weights = weights[order]
-    below = np.zeros((len(order) + 1, weights.shape[1]))
-    np.cumsum(np.where(positive[:, None], 0.0, sorted_weights), axis=0, out=below[1:])
     # A block is all records of one slice with one score.
     new = np.flatnonzero(np.r_[True, (codes[1:] != codes[:-1]) | (score[1:] != score[:-1])])
-    block = np.cumsum(np.isin(np.arange(len(order)), new, assume_unique=True)) - 1
-    start, end = new[block[positive]], np.r_[new[1:], len(order)][block[positive]]
+    block = np.searchsorted(new, np.flatnonzero(positive), side="right") - 1
+    start, end = new[block], np.r_[new[1:], len(order)][block]
     first = np.searchsorted(codes, codes[positive])
-    wins = sorted_weights[positive] * ((below[start] + below[end]) / 2 - below[first])
-    (won,) = _sums(codes[positive], len(split.names), [np.ones(int(positive.sum()))], wins)
-    positives, negatives = _sums(split.codes, len(split.names), [truth == 1, truth == 0], weights)
-    result: Draws = won / (positives * negatives)
+    result = np.empty((len(split.names), weights.shape[1]))
+    # In parts that stay in the processor's cache.
+    for begin in range(0, weights.shape[1], _AT_ONCE):
+        part = slice(begin, begin + _AT_ONCE)
+        own = weights[order, part]
+        below = np.zeros((len(order) + 1, own.shape[1]))
+        np.cumsum(np.where(positive[:, None], 0.0, own), axis=0, out=below[1:])
+        wins = own[positive] * ((below[start] + below[end]) / 2 - below[first])
+        (won,) = _sums(codes[positive], len(split.names), [np.ones(len(wins))], wins)
+        positives, negatives = _sums(codes, len(split.names), [positive, ~positive], own)
+        result[:, part] = won / (positives * negatives)
     return result
 
 

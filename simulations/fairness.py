@@ -74,14 +74,14 @@ class _Partition:
     """The cells of one partition, whose users and tenants are the same in every condition."""
 
     def __init__(self, cells: Sequence[CellPredictions], limits: Limits, replicates: int, seed: int) -> None:
-        self._cells, self._limits = cells, limits
-        users = np.unique(np.concatenate([cell.frame["user"].to_numpy(dtype=np.int64) for cell in cells]))
+        self._cells, self._limits = [(cell, Records.of(cell)) for cell in cells], limits
+        users = np.unique(np.concatenate([records.user for _, records in self._cells]))
         self._resamples = Resamples(users, replicates, seed)
         self._splits: dict[int, tuple[Records, list[Split]]] = {}
 
     def rows(self) -> Iterator[Row]:
         """All rows: of each condition its levels and, where it has noise and a reference, its prices."""
-        conditions = list(dict.fromkeys(cell.condition for cell in self._cells))
+        conditions = list(dict.fromkeys(cell.condition for cell, _ in self._cells))
         for reference in dict.fromkeys(condition.without_noise() for condition in conditions):
             base = self._measured(reference)
             for condition in conditions:
@@ -97,11 +97,10 @@ class _Partition:
     def _measured(self, condition: Condition) -> dict[int, Measurements]:
         """Seed -> what was measured."""
         found: dict[int, Measurements] = {}
-        for cell in self._cells:
+        for cell, records in self._cells:
             if cell.condition == condition:
                 if cell.seed in found:
                     raise DataError(f"predictions: {condition} has seed {cell.seed} twice; expected one cell for each.")
-                records = Records.of(cell)
                 weights = self._resamples.of_users(records.user)
                 found[cell.seed] = measure(records, self._splits_of(cell, records), weights, self._limits)
         return found
@@ -130,7 +129,7 @@ class _Partition:
             draws = _mean(shares, [number.draws for number in numbers.values()])
             low, high = _plain(value, quantile_of(draws - value))
         else:
-            moved = _scaled(values @ shares, first.scale) - _scaled(np.asarray(value), first.scale)
+            moved = _moved(values @ shares, value, first.scale)
             reach = _mean(shares, [number.reach for number in numbers.values() if number.reach is not None])
             low, high = _around(value, quantile_of(np.abs(moved) + reach), first.scale)
         return _row(
@@ -151,8 +150,11 @@ class _Partition:
         shares = self._resamples.of_seeds(tuple(pairs))
         value = float(np.mean([number.value - reference.value for number, reference in pairs.values()]))
         draws = _mean(shares, [number.draws - reference.draws for number, reference in pairs.values()])
-        low, high = _plain(value, quantile_of(draws - value))
+        # A resampled ratio of two rates that are 0 says nothing.
+        low, high = _plain(value, quantile_of(np.nan_to_num(draws - value, nan=np.inf)))
         numbers = [number for number, _ in pairs.values()]
+        most = numbers[0].high - numbers[0].low
+        low, high = max(low, -most), min(high, most)
         users = min(number.users for number in numbers)
         return _row(condition, "price", _named(key, numbers), value, low, high, users, len(pairs))
 
@@ -179,9 +181,12 @@ def _mean(shares: Draws, draws: list[Draws]) -> Draws:
     return total
 
 
-def _scaled(values: Draws, scale: str) -> Draws:
-    with np.errstate(divide="ignore"):
-        return np.log(values) if scale == "log" else np.sqrt(values) if scale == "root" else values
+def _moved(values: Draws, value: float, scale: str) -> Draws:
+    """How far each resample of the seeds alone is from the value, on a scale."""
+    if scale == "log":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.nan_to_num(np.log(values / value), nan=np.inf, posinf=np.inf, neginf=-np.inf)
+    return np.sqrt(values) - math.sqrt(value) if scale == "root" else values - value
 
 
 def _plain(value: float, half: float) -> tuple[float, float]:

@@ -5,6 +5,7 @@ the same sums as the resamples', with weights of 1: fairlearn takes a second for
 many. Tests hold these values against fairlearn.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -73,7 +74,7 @@ def measure(records: Records, splits: list[Split], weights: Draws, limits: Limit
         limits: Below which a number is suppressed.
 
     Returns:
-        Every number that the results have of it.
+        Every number that the results have of it; none of a ratio of two rates that are 0.
     """
     found: Measurements = {}
     for split in splits:
@@ -86,7 +87,7 @@ def measure(records: Records, splits: list[Split], weights: Draws, limits: Limit
             found.update(slices.gaps())
         if split.scope == "tenant":
             found.update(slices.spreads())
-    return found
+    return {key: number for key, number in found.items() if number is None or not math.isnan(number.value)}
 
 
 class _Slices:

@@ -172,9 +172,10 @@ def _require(frame: pd.DataFrame, names: list[str]) -> None:
             f"predictions: column(s) {', '.join(missing)} missing; expected tenant, user, label, p0, p1, ... and "
             f"{GROUP_PREFIX}NAME, or target and prediction for a regression."
         )
-    if frame[names].isna().any(axis=None):
+    groups = [name for name in frame.columns if name.startswith(GROUP_PREFIX)]
+    if frame[[*names, *groups]].isna().any(axis=None):
         raise DataError(
-            "predictions: a tenant, user, label, target or prediction is missing; expected one in each row."
+            "predictions: a tenant, user, label, target, prediction or group is missing; expected one in each row."
         )
 
 

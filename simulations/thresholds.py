@@ -29,9 +29,12 @@ _MIDDLES = (_EDGES[:-1] + _EDGES[1:]) / 2
 
 
 class _Scores(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A fitted classifier whose input is its score."""
+    """A classifier whose input is its score; there is nothing to fit."""
 
-    fitted_ = True
+    def fit(self, scores: NDArray[np.float64], labels: NDArray[np.int64]) -> "_Scores":
+        """What scikit-learn knows an estimator by."""
+        self.fitted_ = True
+        return self
 
     def predict_proba(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """[n, 1] to [n, 2]."""
@@ -87,7 +90,6 @@ def _shared_rate(counts: NDArray[np.int64], constraint: Constraint) -> float:
         estimator=_Scores(),
         constraints=_FAIRLEARN[constraint],
         objective="accuracy_score",
-        prefit=True,
         predict_method="predict_proba",
     )
     optimizer.fit(score[:, None], truth, sensitive_features=groups)

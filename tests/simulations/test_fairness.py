@@ -255,6 +255,20 @@ def test_thresholds_of_groups_decide(frames: dict[tuple[float, int], pd.DataFram
     assert auc["value"] == pytest.approx(roc_auc_score(frame["label"], frame["p1"]))
 
 
+def test_rates_of_zero_have_differences_and_ratios_only_where_they_mean_something() -> None:
+    """A model with much noise selects nobody."""
+    frame = known_frame(0, {"a": 200, "b": 200}, {"a": (0.5, 0.6, 0.3), "b": (0.5, 0.0, 0.0)})
+    nobody = frame.assign(p0=0.8, p1=0.2)
+    results = analyse([cell(frame), cell(nobody, epsilon=1.0)], replicates=FEW)
+    gaps = results[(results["scope"] == "gap") & (results["metric"] == "demographic_parity")]
+    ratio = found(gaps, kind="level", epsilon=NO_NOISE, statistic="ratio")
+    assert (ratio["value"], ratio["low"], ratio["high"]) == (0, 0, 1)
+    assert found(gaps, kind="level", epsilon=1.0, statistic="difference")["value"] == 0
+    assert set(gaps.loc[gaps["epsilon"] == 1.0, "statistic"]) == {"difference"}, "a ratio of 0 and 0 is no number"
+    price = found(gaps, kind="price", statistic="difference")
+    assert price["high"] < 0, "nobody is treated differently any more"
+
+
 def test_multiclass_metrics_are_scikit_learns() -> None:
     draw = np.random.default_rng(0)
     users = 400
@@ -299,6 +313,7 @@ def test_regression_errors_are_scikit_learns() -> None:
         (lambda frame: frame.drop(columns="user"), "column.s. user missing"),
         (lambda frame: frame.assign(p1=2.0), "do not add up to 1"),
         (lambda frame: frame.assign(p1=np.nan), "do not add up to 1"),
+        (lambda frame: frame.assign(**{"group:age": None}), "or group is missing"),
         (lambda frame: frame.assign(label=2), "is not one of the 2"),
         (lambda frame: frame.iloc[:0], "hold no evaluation record"),
     ],
