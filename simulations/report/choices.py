@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fedprofile.simulations.report.focus import Focus, gain
-from fedprofile.simulations.report.metrics import HIGHER, better, label
+from fedprofile.simulations.report.metrics import HIGHER, better, gap_label, label
 from fedprofile.simulations.report.results import NO_MITIGATION
 from fedprofile.simulations.report.wording import change, when
 
@@ -44,19 +44,19 @@ def mitigations(focus: Focus) -> Iterator[str]:
     tried = [name for name in focus.results.values("mitigation") if name != NO_MITIGATION]
     if metric is None or not tried:
         return
-    at = when(focus.private.epsilon)
+    at = when(focus.mitigated.epsilon)
     for column in focus.results.columns("gap"):
-        before = focus.gap(focus.private, column)
+        before = focus.gap(focus.mitigated, column)
         found = [
             (name, gap.minus(before, len(tried)))
             for name in tried
             if before is not None
-            and (gap := focus.gap(focus.private.having(mitigation=name), column)) is not None
+            and (gap := focus.gap(focus.mitigated.having(mitigation=name), column)) is not None
             and gap.has_interval
         ]
         if not found:
             continue
-        what = f"the {label(metric)} of {column}"
+        what = f"the {gap_label(metric)} of {column}"
         for name, difference in found:
             if difference.sign:
                 verb = "narrows" if difference.sign < 0 else "widens"
@@ -69,7 +69,7 @@ def mitigations(focus: Focus) -> Iterator[str]:
 
 def _price_of(focus: Focus, mitigation: str, comparisons: int) -> str:
     """What a mitigation does to the whole model, as the end of a sentence."""
-    before, after = focus.overall(focus.private), focus.overall(focus.private.having(mitigation=mitigation))
+    before, after = focus.overall(focus.mitigated), focus.overall(focus.mitigated.having(mitigation=mitigation))
     if focus.utility is None or before is None or after is None:
         return ""
     difference, name = after.minus(before, comparisons), label(focus.utility)

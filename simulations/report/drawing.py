@@ -46,6 +46,8 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelcolor": INK,
     "ytick.color": MUTED,
     "ytick.labelcolor": INK,
+    # Of whatever is not given a colour.
+    "axes.prop_cycle": matplotlib.cycler(color=[INK]),
     "axes.facecolor": "none",
     "figure.facecolor": "none",
     "axes.spines.top": False,
@@ -159,4 +161,5 @@ def _attribute(name: str, value: str, key: str) -> str:
             value = value.replace(colour, f"var({variable})")
         # The page's font family.
         value = re.sub(r"font: ([0-9.]+px)[^;]*", r"font-size: \1", value)
+        value = re.sub(r"font-family:[^;]*;? ?", "", value)
     return value

@@ -14,7 +14,7 @@ from fedprofile.simulations.report.document import Findings
 from fedprofile.simulations.report.estimates import epsilon_text, number
 from fedprofile.simulations.report.facts import ReportFacts
 from fedprofile.simulations.report.focus import GAP_STATISTIC, Focus, extremes, gain
-from fedprofile.simulations.report.metrics import NEITHER, better, label, sentence_start
+from fedprofile.simulations.report.metrics import NEITHER, better, gap_label, label, sentence_start
 from fedprofile.simulations.report.results import SUPPRESSED
 from fedprofile.simulations.report.wording import change, price_of_privacy, when
 
@@ -128,7 +128,7 @@ def _gaps(focus: Focus) -> Iterator[str]:
         found, price = focus.gap(focus.private, column), focus.gap(focus.private, column, kind="price")
         if found is None:
             continue
-        what = f"{label(metric)} between the groups of {column}"
+        what = f"{gap_label(metric)} between the groups of {column}"
         start = f"{when(focus.private.epsilon)} "
         start += f"the {what} is {found.text()}" if found.sign else f"no {what} was found ({found.text()})"
         without = focus.gap(focus.plain, column)
@@ -164,7 +164,11 @@ def _client_gaps(focus: Focus) -> Iterator[str]:
             difference = entry.estimate.minus(whole, len(entries))
             if difference.sign > 0:
                 above.append((difference.value, entry))
-        start = f"{when(focus.private.epsilon)} the {label(metric)} of {column} over all users is {whole.text()}"
+        start = f"{when(focus.private.epsilon)} the {gap_label(metric)} of {column} over all users is {whole.text()}"
+        mean = focus.results.one(focus.private, "client_gap", metric, column=column, statistic="mean")
+        if mean is not None and mean.minus(whole).sign > 0:
+            yield f"{start}. This global gap hides larger ones: the mean of the tenants' own gaps is {mean.text()}."
+            continue
         if not above:
             yield f"{start}; at none of {len(entries)} tenants was a larger one found."
             continue

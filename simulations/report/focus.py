@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fedprofile.simulations.report.estimates import Estimate
 from fedprofile.simulations.report.metrics import GAPS, GROUPS, HIGHER, LOWER, UTILITY, better
-from fedprofile.simulations.report.results import Condition, Measured, Results
+from fedprofile.simulations.report.results import NO_MITIGATION, Condition, Measured, Results
 
 GAP_STATISTIC = "difference"
 
@@ -33,6 +33,12 @@ class Focus:
     gap_metric: str | None
 
     @property
+    def gap_metrics(self) -> tuple[str, ...]:
+        """The gaps that are drawn."""
+        there = self.results.metrics("gap", GAP_STATISTIC)
+        return tuple(metric for metric in GAPS if metric in there) or tuple(filter(None, (self.gap_metric,)))
+
+    @property
     def private(self) -> Condition:
         """The federation at the epsilon that is looked at; without noise where there is none."""
         return self.plain if self.epsilon is None else self.plain.at(self.epsilon)
@@ -41,6 +47,15 @@ class Focus:
     def both(self) -> tuple[Condition, ...]:
         """Without noise and, where there is one, at the epsilon that is looked at."""
         return tuple(dict.fromkeys((self.plain, self.private)))
+
+    @property
+    def mitigated(self) -> Condition:
+        """Where mitigations are compared: at the epsilon that is looked at, or at the first where there are any."""
+        names = self.results.values("mitigation")
+        for condition in (self.private, *map(self.plain.at, self.epsilons), self.plain):
+            if any(self.results.holds(condition.having(mitigation=name)) for name in names if name != NO_MITIGATION):
+                return condition
+        return self.private
 
     @property
     def where(self) -> str:

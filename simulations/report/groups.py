@@ -4,9 +4,9 @@ from fedprofile.simulations.report.charts import CATEGORIES, Drawn, Series, bars
 from fedprofile.simulations.report.document import Figure, Section, Table
 from fedprofile.simulations.report.estimates import epsilon_text
 from fedprofile.simulations.report.focus import GAP_STATISTIC, Focus
-from fedprofile.simulations.report.metrics import DRAWN, GAPS, STATISTICS, label, sentence_start
+from fedprofile.simulations.report.metrics import DRAWN, STATISTICS, gap_label, label, sentence_start
 from fedprofile.simulations.report.results import SUPPRESSED
-from fedprofile.simulations.report.tables import ByEpsilon, all_epsilons, epsilon_header, estimate_text
+from fedprofile.simulations.report.tables import ByEpsilon, all_epsilons, epsilon_header, estimate_text, named_text
 
 FIGURES = 4
 """Metrics that are drawn for each group column."""
@@ -37,8 +37,7 @@ def group_section(focus: Focus) -> Section | None:
         "Groups of people",
         (LEVELS, GAP_NOTE),
         figures=found,
-        tables=_gap_tables(focus),
-        more=_intersections(focus),
+        more=(*_gap_tables(focus), *_intersections(focus)),
     )
 
 
@@ -111,13 +110,13 @@ def _spoken(groups: list[str], series: list[Series], signed: bool = False) -> st
 def _gaps(focus: Focus, column: str, key: str) -> Figure | None:
     epsilons = list(reversed(all_epsilons(focus)))
     series = []
-    for metric in GAPS:
+    for metric in focus.gap_metrics:
         found = [
             focus.results.one(focus.plain.at(epsilon), "gap", metric, column=column, statistic=GAP_STATISTIC)
             for epsilon in epsilons
         ]
         if any(found):
-            series.append(Series(label(metric).removesuffix(" gap"), found))
+            series.append(Series(gap_label(metric).removesuffix(" gap"), found))
     if not series:
         return None
     title = f"Gaps between the groups of {column}"
@@ -138,27 +137,25 @@ def _gaps(focus: Focus, column: str, key: str) -> Figure | None:
 
 
 def _gap_tables(focus: Focus) -> tuple[Table, ...]:
-    """Every statistic of every gap, and of groups what is not a group's own value, such as the worst."""
+    """Every gap, and the worst group of every metric."""
     epsilons, tables = all_epsilons(focus), []
-    for column in dict.fromkeys((*focus.results.columns("gap"), *focus.results.columns("group"))):
+    for column in focus.results.columns("gap"):
         rows = []
-        for scope in ("gap", "group"):
-            for statistic in focus.results.statistics(scope):
-                if statistic == "value" and scope == "group":
-                    continue
-                for metric in focus.results.metrics(scope, statistic):
-                    found = [
-                        focus.results.one(focus.plain.at(epsilon), scope, metric, column=column, statistic=statistic)
-                        for epsilon in epsilons
-                    ]
-                    if any(found):
-                        rows.append(
-                            (f"{label(metric)}, {STATISTICS.get(statistic, statistic)}", *map(estimate_text, found))
-                        )
+        for statistic in ("difference", "ratio"):
+            for metric in focus.results.metrics("gap", statistic):
+                found = [
+                    focus.results.one(focus.plain.at(epsilon), "gap", metric, column=column, statistic=statistic)
+                    for epsilon in epsilons
+                ]
+                if any(found):
+                    rows.append((f"{gap_label(metric)}, {STATISTICS[statistic]}", *map(estimate_text, found)))
+        for metric in focus.results.metrics("gap", "worst"):
+            worst = [focus.results.worst(focus.plain.at(epsilon), "gap", metric, column=column) for epsilon in epsilons]
+            if any(worst):
+                rows.append((f"{label(metric)}, worst group", *map(named_text, worst)))
         if rows:
-            tables.append(
-                Table(f"Gaps and worst groups of {column}", ("what", *map(epsilon_header, epsilons)), tuple(rows))
-            )
+            caption = f"Gaps and worst groups of {column}, with 95 % intervals"
+            tables.append(Table(caption, ("what", *map(epsilon_header, epsilons)), tuple(rows)))
     return tuple(tables)
 
 
@@ -178,7 +175,7 @@ def _gap_prices(focus: Focus) -> tuple[Table, ...]:
                 for epsilon in epsilons
             ]
             if any(found):
-                rows.append((f"{label(metric)} of {column}", *(estimate_text(one, signed=True) for one in found)))
+                rows.append((f"{gap_label(metric)} of {column}", *(estimate_text(one, signed=True) for one in found)))
     caption = "Change of the gaps (largest difference), with noise minus without"
     return (Table(caption, ("gap", *map(epsilon_header, epsilons)), tuple(rows)),) if rows else ()
 

@@ -61,10 +61,11 @@ STATISTICS = {
     "value": "",
     "difference": "largest difference",
     "ratio": "smallest ratio",
-    "worst": "worst group",
+    "worst": "worst",
     "variance": "variance over tenants",
     "worst_tenth": "worst tenth of tenants",
     "gini": "Gini coefficient over tenants",
+    "mean": "mean of the tenants' own",
 }
 
 
@@ -77,6 +78,15 @@ def standard_name(metric: str) -> str:
 def label(metric: str) -> str:
     """A metric's name for people; an unknown one's own, readable."""
     return _KNOWN[metric][0] if metric in _KNOWN else metric.replace("_", " ")
+
+
+def gap_label(metric: str) -> str:
+    """What the gap in a metric is called; a metric that is a gap has its own name.
+
+    >>> gap_label("equalized_odds"), gap_label("accuracy")
+    ('equalised-odds gap', 'gap in accuracy')
+    """
+    return label(metric) if metric in GAPS else f"gap in {label(metric)}"
 
 
 def better(metric: str) -> int:

@@ -1,13 +1,14 @@
 """Mitigations compared: what each does to the gaps between groups and to the whole model."""
 
-from fedprofile.simulations.report.charts import Drawn, Series, dots
+from fedprofile.simulations.report.charts import CATEGORIES, Drawn, Series, dots
 from fedprofile.simulations.report.document import Figure, Section, Table
 from fedprofile.simulations.report.estimates import Estimate
 from fedprofile.simulations.report.focus import GAP_STATISTIC, Focus
-from fedprofile.simulations.report.metrics import GAPS, label, sentence_start
+from fedprofile.simulations.report.metrics import gap_label, label, sentence_start
 from fedprofile.simulations.report.results import NO_MITIGATION, Condition
-from fedprofile.simulations.report.tables import all_epsilons, epsilon_header, estimate_text
+from fedprofile.simulations.report.tables import all_epsilons, entry_text, epsilon_header, estimate_text
 
+NO_NOISE = "none, no noise"
 NOTE = (
     "Each mitigation under the same condition as training without one. The difference to it is made from the two "
     "intervals as if they were independent, which makes its interval rather too wide. The dashed line is training "
@@ -22,14 +23,15 @@ def mitigation_section(focus: Focus) -> Section | None:
         return None
     figures = []
     if focus.utility is not None:
-        found = {name: focus.overall(focus.private.having(mitigation=name)) for name in names}
+        found = {name: focus.overall(focus.mitigated.having(mitigation=name)) for name in names}
         figures.append(_figure(focus, label(focus.utility), "", "utility", found))
-    for place, column in enumerate(focus.results.columns("gap")):
-        for number, metric in enumerate(
-            metric for metric in GAPS if metric in focus.results.metrics("gap", GAP_STATISTIC)
-        ):
-            found = {name: _gap(focus, focus.private, name, column, metric) for name in names}
-            figures.append(_figure(focus, label(metric), f" of {column}", f"{place}-{number}", found))
+    if focus.gap_metric is not None:
+        for place, column in enumerate(focus.results.columns("gap")):
+            found = {name: _gap(focus, focus.mitigated, name, column, focus.gap_metric) for name in names}
+            figures.append(_figure(focus, gap_label(focus.gap_metric), f" of {column}", f"gap-{place}", found))
+    if focus.group_metric is not None:
+        for place, column in enumerate(focus.results.columns("group")):
+            figures.append(_groups(focus, names, focus.group_metric, column, f"mitigation-group-{place}"))
     return Section(
         "mitigations",
         "Mitigations compared",
@@ -50,7 +52,7 @@ def _figure(focus: Focus, name: str, of: str, key: str, found: dict[str, Estimat
     known = {name: estimate for name, estimate in found.items() if estimate is not None}
     if len(known) < 2:
         return None
-    at, before = epsilon_header(focus.private.epsilon), known.get(NO_MITIGATION)
+    at, before = epsilon_header(focus.mitigated.epsilon), known.get(NO_MITIGATION)
     description = (
         f"{title}, at {at}. " + ", ".join(f"{tried} {estimate.text()}" for tried, estimate in known.items()) + "."
     )
@@ -76,6 +78,38 @@ def _figure(focus: Focus, name: str, of: str, key: str, found: dict[str, Estimat
     )
 
 
+def _groups(focus: Focus, names: list[str], metric: str, column: str, key: str) -> Figure | None:
+    """A metric of each group with each mitigation, and without noise."""
+    conditions = {NO_NOISE: focus.plain} | {name: focus.mitigated.having(mitigation=name) for name in names}
+    found = {
+        name: {entry.group: entry for entry in focus.results.find(condition, "group", metric, column=column)}
+        for name, condition in conditions.items()
+    }
+    groups = list(dict.fromkeys(group for entries in found.values() for group in entries))
+    if not any(entry.estimate for entries in found.values() for entry in entries.values()):
+        return None
+    at = epsilon_header(focus.mitigated.epsilon)
+    title = f"{sentence_start(label(metric))} by {column} with each mitigation"
+    rows = tuple((group, *(entry_text(entries.get(group)) for entries in found.values())) for group in groups)
+    header = (column, *found)
+    told = "; ".join(
+        f"{row[0]}: " + ", ".join(f"{name} {cell}" for name, cell in zip(header[1:], row[1:], strict=True))
+        for row in rows
+    )
+    description = f"{title}, at {at}. {told}."
+    drawn = groups[:CATEGORIES]
+    series = [
+        Series(name, [entries[group].estimate if group in entries else None for group in drawn])
+        for name, entries in found.items()
+    ]
+    return Figure(
+        title,
+        description,
+        dots(Drawn(key, description, f"{label(metric)}, {at}"), drawn, series),
+        Table(f"{title}, at {at}, with 95 % intervals", header, rows),
+    )
+
+
 def _all_epsilons(focus: Focus, names: list[str]) -> tuple[Table, ...]:
     epsilons, tables = all_epsilons(focus), []
     if focus.utility is not None:
@@ -90,7 +124,7 @@ def _all_epsilons(focus: Focus, names: list[str]) -> tuple[Table, ...]:
                 (name, [_gap(focus, focus.plain.at(epsilon), name, column, focus.gap_metric) for epsilon in epsilons])
                 for name in names
             ]
-            caption = f"{sentence_start(label(focus.gap_metric))} of {column} by mitigation and epsilon"
+            caption = f"{sentence_start(gap_label(focus.gap_metric))} of {column} by mitigation and epsilon"
             tables.append(_table(caption, epsilons, rows))
     return tuple(tables)
 

@@ -98,8 +98,13 @@ class Results:
         shown["epsilon"] = shown["epsilon"].fillna(math.inf)
         self._shown = shown
         self._index = _indexed(shown)
+        self._conditions = {key[0] for key in self._index}
         federated = shown[shown["arm"] == "federated"]
         self._federated = federated if len(federated) else shown
+
+    def holds(self, condition: Condition) -> bool:
+        """Whether anything was measured under a condition."""
+        return condition in self._conditions
 
     def main(self) -> Condition:
         """The federation without noise and without mitigation, on the partition and strategy that come first."""
@@ -153,6 +158,10 @@ class Results:
         """
         found = self._index.get((condition, kind, scope, metric, statistic), [])
         return [entry for entry in found if column in (None, entry.column)]
+
+    def worst(self, condition: Condition, scope: str, metric: str, *, column: str) -> Measured | None:
+        """The worst group or tenant, with its name."""
+        return next(iter(self.find(condition, scope, metric, column=column, statistic="worst")), None)
 
     def one(
         self,
@@ -214,12 +223,12 @@ def _without_suppressed(table: pd.DataFrame) -> pd.DataFrame:
     for name in NUMBERS:
         kept[name] = kept[name].astype("float64")
     for name in COUNTS:
-        kept[name] = kept[name].astype("Int64")
+        kept[name] = kept[name].astype("int64")
     for name in TEXT:
         kept[name] = kept[name].astype("string").fillna("")
     kept["suppressed"] = kept["suppressed"].astype("bool")
     kept.loc[kept["suppressed"], ["value", "low", "high"]] = math.nan
-    kept.loc[kept["suppressed"], "users"] = pd.NA
+    kept.loc[kept["suppressed"], "users"] = 0
     return kept
 
 

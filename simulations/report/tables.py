@@ -24,6 +24,11 @@ def entry_text(entry: Measured | None, signed: bool = False) -> str:
     return SUPPRESSED if entry.estimate is None else entry.estimate.text(signed)
 
 
+def named_text(entry: Measured | None) -> str:
+    """A number with the group or tenant whose it is."""
+    return entry_text(entry) if entry is None or entry.estimate is None else f"{entry_text(entry)} ({entry.group})"
+
+
 def epsilon_header(epsilon: float) -> str:
     """Of a column."""
     return epsilon_text(epsilon) if math.isinf(epsilon) else f"epsilon {epsilon_text(epsilon)}"

@@ -4,28 +4,31 @@ from fedprofile.simulations.report.charts import CATEGORIES, Drawn, dots
 from fedprofile.simulations.report.document import Figure, Section, Table
 from fedprofile.simulations.report.estimates import Estimate
 from fedprofile.simulations.report.focus import GAP_STATISTIC, Focus
-from fedprofile.simulations.report.metrics import GAPS, STATISTICS, label, sentence_start
-from fedprofile.simulations.report.tables import ByEpsilon, all_epsilons, epsilon_header, estimate_text
+from fedprofile.simulations.report.metrics import STATISTICS, gap_label, label, sentence_start
+from fedprofile.simulations.report.tables import (
+    ByEpsilon,
+    all_epsilons,
+    entry_text,
+    epsilon_header,
+    estimate_text,
+    named_text,
+)
 
 
 def tenant_section(focus: Focus) -> Section | None:
     """The section, where tenants were measured."""
     figures = [_values(focus)]
     figures += [
-        _gaps(focus, column, metric, f"client-gap-{place}-{number}")
+        _gaps(focus, column, focus.gap_metric, f"client-gap-{place}")
         for place, column in enumerate(focus.results.columns("client_gap"))
-        for number, metric in enumerate(metric for metric in GAPS if metric in _gap_metrics(focus))
+        if focus.gap_metric is not None
     ]
     found = tuple(figure for figure in figures if figure is not None)
     tables = _spread(focus)
     if not found and not tables:
         return None
     note = "Each dot is one tenant's own evaluation users; the dashed line is all of them together."
-    return Section("tenants", "Tenants beside the global value", (note,), figures=found, tables=tables)
-
-
-def _gap_metrics(focus: Focus) -> list[str]:
-    return focus.results.metrics("client_gap", GAP_STATISTIC)
+    return Section("tenants", "Tenants beside the global value", (note,), figures=found, more=tables)
 
 
 def _values(focus: Focus) -> Figure | None:
@@ -46,8 +49,8 @@ def _gaps(focus: Focus, column: str, metric: str, key: str) -> Figure | None:
     if not found.shown():
         return None
     whole = focus.results.one(focus.private, "gap", metric, column=column, statistic=GAP_STATISTIC)
-    title = f"{sentence_start(label(metric))} of {column} at each tenant"
-    return _figure(focus, found, title, key, label(metric), whole)
+    title = f"{sentence_start(gap_label(metric))} of {column} at each tenant"
+    return _figure(focus, found, title, key, gap_label(metric), whole)
 
 
 def _figure(focus: Focus, found: ByEpsilon, title: str, key: str, name: str, whole: Estimate | None) -> Figure | None:
@@ -76,14 +79,21 @@ def _figure(focus: Focus, found: ByEpsilon, title: str, key: str, name: str, who
 
 
 def _spread(focus: Focus) -> tuple[Table, ...]:
+    """Statistics over tenants: of each metric, and of the tenants' own gaps."""
     epsilons, rows = all_epsilons(focus), []
-    for statistic in focus.results.statistics("spread"):
-        for metric in focus.results.metrics("spread", statistic):
-            found = [
-                focus.results.one(focus.plain.at(epsilon), "spread", metric, statistic=statistic)
-                for epsilon in epsilons
-            ]
-            if any(found):
-                rows.append((f"{label(metric)}, {STATISTICS.get(statistic, statistic)}", *map(estimate_text, found)))
+    conditions = [focus.plain.at(epsilon) for epsilon in epsilons]
+    for scope, statistics in (("spread", focus.results.statistics("spread")), ("client_gap", ["mean", "worst"])):
+        for column in focus.results.columns(scope):
+            for statistic in statistics:
+                for metric in focus.results.metrics(scope, statistic):
+                    found = [
+                        next(iter(focus.results.find(one, scope, metric, column=column, statistic=statistic)), None)
+                        for one in conditions
+                    ]
+                    text = named_text if statistic == "worst" else entry_text
+                    name = gap_label(metric) if scope == "client_gap" else label(metric)
+                    of = f" of {column}" if column else ""
+                    if any(found):
+                        rows.append((f"{name}{of}, {STATISTICS.get(statistic, statistic)}", *map(text, found)))
     caption = "How unequal tenants are, with 95 % intervals"
     return (Table(caption, ("what", *map(epsilon_header, epsilons)), tuple(rows)),) if rows else ()

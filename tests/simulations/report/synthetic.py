@@ -75,7 +75,7 @@ class Synthetic:
             yield from self._level_and_price(where, "group", column, names[0], "auc", 0.74, LOST[epsilon])
             yield self._hidden(where, "group", column, names[-1], "auc")
             worst = self._lost(epsilon, column, names[-1])
-            yield self._row(where, "group", column, names[-1], "true_positive_rate", 0.66 - worst, 0.02, "worst")
+            yield self._row(where, "gap", column, names[-1], "true_positive_rate", 0.66 - worst, 0.02, "worst")
         crossed = [f"{gender} & {age}" for gender in self.groups["gender"] for age in self.groups["age"]]
         for name in crossed[:-1]:
             yield self._row(
@@ -111,6 +111,8 @@ class Synthetic:
             yield from self._level_and_price(where, "tenant", "", name, "auc", 0.74 + shift, LOST[where[1]])
             gap = 0.35 if number < 2 else 0.1
             yield self._row(where, "client_gap", "gender", name, "equalized_odds", gap, 0.05, "difference")
+        yield self._row(where, "client_gap", "gender", "", "equalized_odds", 0.12, 0.1, "mean")
+        yield self._row(where, "client_gap", "gender", TENANTS[1], "equalized_odds", 0.36, 0.06, "worst")
         for statistic, value in (("variance", 0.002), ("worst_tenth", 0.69 - LOST[where[1]]), ("gini", 0.03)):
             yield self._row(where, "spread", "", "", "auc", value, value / 10, statistic)
 

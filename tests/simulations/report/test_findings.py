@@ -118,6 +118,14 @@ def test_the_largest_of_many_equal_prices_is_seldom_said_to_be_larger() -> None:
     assert wrong / 1500 < 0.05 < 0.3 < naive / 1500
 
 
+def test_the_mean_of_the_tenants_gaps_is_put_beside_the_global_one(table: pd.DataFrame) -> None:
+    where = {"scope": "client_gap", "statistic": "mean"}
+    said = _sentences(_changed(table, (0.4, 0.3, 0.5), **where))
+    assert "the mean of the tenants' own gaps is 0.40 [0.30, 0.50]" in _one(said, "This global gap hides")
+    few = _changed(table, (0.1, 0.0, 0.2), scope="client_gap", statistic="difference")
+    assert "at none of 19 tenants was a larger one found" in _one(_sentences(few), "over all users is 0.15")
+
+
 def test_suppressed_numbers_take_no_part(table: pd.DataFrame) -> None:
     where = {"scope": "group", "metric": "true_positive_rate", "column": "age", "kind": "price"}
     chosen = np.logical_and.reduce([table[name] == value for name, value in {**where, "group": "65+"}.items()])
@@ -145,7 +153,7 @@ def test_audit_findings() -> None:
     assert good.holds and not weak.holds and not dataclasses.replace(good, bound=3.01).holds
     said = _sentences(SMALL, dataclasses.replace(facts(), audit=(good, weak)))
     assert str(claim) in _one(said, "below the claim in all of 1")
-    assert "does NOT work" in _one(said, "'b'")
+    assert "does NOT work" in _one(said, "attack 'b'")
     assert not any("udit" in sentence for sentence in _sentences(SMALL, dataclasses.replace(facts(), audit=None)))
 
 

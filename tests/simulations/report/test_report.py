@@ -156,7 +156,8 @@ def test_suppressed_numbers_are_nowhere(report: Path, page: Page) -> None:
     assert list(stored.columns) == list(COLUMNS)
     hidden = stored[stored["suppressed"]]
     assert len(hidden) == Synthetic().table()["suppressed"].sum() > 0
-    assert hidden[["value", "low", "high", "users"]].isna().all(axis=None)
+    assert hidden[["value", "low", "high"]].isna().all(axis=None) and (hidden["users"] == 0).all()
+    assert str(stored["users"].dtype) == "int64"
     assert stored.loc[~stored["suppressed"], "value"].notna().all()
 
 
