@@ -11,6 +11,7 @@ from fedprofile.common.cli import run_command
 from fedprofile.common.errors import ConfigError
 
 DEFAULT = Path(__file__).resolve().parents[1] / "configs" / "experiments" / "default.toml"
+AUDIT = DEFAULT.with_name("audit.toml")
 
 app = typer.Typer(
     name="simulate.py",
@@ -98,9 +99,24 @@ def demo(
     )
 
 
+@app.command()
+def audit(
+    file: Annotated[Path, typer.Argument(metavar="AUDIT", help="Its TOML file.")] = AUDIT,
+    out: Annotated[
+        Path | None, typer.Option(help="Where audit.json goes; must be empty. Default ./runs/TIMESTAMP.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print audit.json at the end.")] = False,
+) -> None:
+    """Attack a federation as its own server could, and fail where it leaks more than its ledgers claim."""
+    from fedprofile.simulations.audit.command import run_audit
+    from fedprofile.simulations.audit.spec import load_audit
+
+    run_audit(load_audit(file), out=out, json_output=json_output)
+
+
 def main() -> None:
     """Run the command line and leave with its exit code."""
     given = sys.argv[1:]
-    if not given or given[0] not in ("run", "demo", "--help"):
+    if not given or given[0] not in ("run", "demo", "audit", "--help"):
         given = ["run", *given]
     run_command(app, "simulate.py", given)

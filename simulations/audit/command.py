@@ -1,0 +1,83 @@
+"""`python simulate.py audit AUDIT.toml`: every run of an audit, a table, and a verdict.
+
+OUT/audit.json   settings, findings, verdict
+"""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fedprofile.common.errors import ConfigError
+from fedprofile.simulations.audit.auditor import Auditor
+from fedprofile.simulations.audit.findings import AuditFailed, Finding, Guesses, judge
+from fedprofile.simulations.audit.membership import Estimate, Membership
+from fedprofile.simulations.audit.spec import Audit
+from fedprofile.simulations.cells import machine
+
+
+def run_audit(audit: Audit, *, out: Path | None, json_output: bool) -> None:
+    """Run an audit; see the command's options.
+
+    Raises:
+        ConfigError: The audit does not fit card or data, or the folder is not empty.
+        AuditFailed: A lower bound exceeds what a ledger claims; all findings are written first.
+    """
+    root = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ConfigError(f"{root}: is not empty; choose another --out, or empty it.")
+    console = Console(stderr=json_output, soft_wrap=True)
+    auditor = Auditor(audit)
+    findings: list[Finding] = []
+    for epsilon in audit.epsilons:
+        console.print(f"Run at epsilon {epsilon:g} with {audit.canaries.count} canaries at each audited tenant.")
+        findings += auditor.findings(epsilon)
+    verdict = judge(findings, audit.must_reach)
+    result = {
+        "audit": audit.model_dump(mode="json"),
+        "findings": [finding.as_dict() for finding in findings],
+        "outcome": verdict.outcome,
+        "verdict": verdict.sentence,
+        "machine": machine(audit.engine),
+    }
+    root.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=1)
+    (root / "audit.json").write_text(text + "\n", encoding="utf-8")
+    for table in _tables(findings):
+        console.print(table)
+    if json_output:
+        print(text)
+    if verdict.outcome == "fails":
+        raise AuditFailed(verdict.sentence)
+    console.print(f"{verdict.sentence} Everything is in {root}/audit.json.")
+
+
+def _tables(findings: list[Finding]) -> list[Table]:
+    """Two lines for each tenant of each run: the attack from the updates, and the one from the final adapter."""
+    canaries = Table(
+        *("epsilon", "tenant", "attack", "canaries", "guesses", "right", "bound", "claim", "bound/claim"),
+        title="Canaries: a lower bound on epsilon beside the ledger's claim",
+    )
+    people = Table(
+        *("epsilon", "tenant", "attack", "AUC", "found at 1 % FPR", "found at 0.1 % FPR"),
+        title="Real people: did this person take part? (95 % intervals)",
+    )
+    for finding in findings:
+        attacks: list[tuple[str, Guesses, Membership]] = [
+            ("updates", finding.updates, finding.members_by_updates),
+            ("final", finding.final, finding.members_by_final),
+        ]
+        for name, guesses, found in attacks:
+            place = f"{finding.epsilon:g}", finding.tenant, name
+            numbers = f"{finding.canaries}", f"{guesses.guesses}", f"{guesses.right}", f"{guesses.bound:.2f}"
+            claim = None if finding.claim is None else finding.claim.epsilon
+            claimed = ("none", "") if claim is None else (f"{claim:.2f}", f"{guesses.bound / claim:.2f}")
+            canaries.add_row(*place, *numbers, *claimed)
+            people.add_row(*place, _shown(found.auc), *map(_shown, found.true_positives.values()))
+    return [canaries, people]
+
+
+def _shown(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} ({estimate.low:.3f}-{estimate.high:.3f})"

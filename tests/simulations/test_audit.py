@@ -1,0 +1,139 @@
+"""Whole audits over the tiny base: the attack works where nothing protects, and a fault that is planted is found."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from fedprofile.common.config import validate
+from fedprofile.common.errors import ConfigError
+from fedprofile.common.modeling.base import hash_base
+from fedprofile.simulations import cli, federation
+from fedprofile.simulations.audit.auditor import Auditor
+from fedprofile.simulations.audit.command import run_audit
+from fedprofile.simulations.audit.findings import AuditFailed
+from fedprofile.simulations.audit.spec import Audit, load_audit
+from fedprofile.simulations.randomness import NoNoise
+
+
+@pytest.fixture
+def audit_data(tiny_base: Path) -> dict[str, Any]:
+    """A small audit as plain data."""
+    return {
+        "name": "small",
+        "epsilons": [1.0, math.inf],
+        "tenants": ["green-thumb"],
+        "data": {"limit": 60},
+        "canaries": {"count": 200, "columns": 3, "guesses_in": 40, "guesses_out": 40},
+        "card": {
+            "base": hash_base(tiny_base, "example/tiny-bert", "main").model_dump(),
+            "adapter": {"rank": 2, "text_scale": 0.1},
+            "training": {
+                "rounds": 4,
+                "local_steps": 1,
+                "optimizer": "sgd",
+                "learning_rate": 0.1,
+                "head_learning_rate": 0.5,
+            },
+            "evaluation": {"when": "never"},
+        },
+        "tenant": {"privacy": {"sample_rate": 0.7, "evaluation_users": 0.5}},
+        "engine": {"base": str(tiny_base)},
+    }
+
+
+def test_the_attack_succeeds_without_dp_and_bounds_stay_below_claims_with_it(
+    audit_data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_audit(validate(audit_data, Audit, "audit"), out=tmp_path / "out", json_output=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
+    assert found["outcome"] == "holds"
+    private, bare = found["findings"]
+    assert private["claim"]["epsilon"] == pytest.approx(1.0, rel=0.01)
+    assert private["claim"]["unit"] == "user" and private["claim"]["delta"] == private["delta"] == 1e-5
+    assert private["updates"]["bound"] < 1.0 and private["bound_over_claim"] < 1.0 and not private["broken"]
+    # 80 of 80 right without DP: the bound has a closed form up to delta's part.
+    assert bare["epsilon"] == "inf" and bare["claim"] is None
+    assert bare["updates"]["right"] >= 79 and bare["updates"]["bound"] >= 2.5
+    for finding in (private, bare):
+        assert finding["canaries"] == 200 and 70 < finding["included"] < 130
+        assert finding["updates"]["guesses"] == finding["final"]["guesses"] == 80
+    assert bare["members_by_updates"]["auc"]["low"] > 0.7
+    interval = private["members_by_updates"]["auc"]
+    assert interval["low"] < 0.6 and interval["low"] <= interval["value"] <= interval["high"]
+
+
+def test_missing_noise_under_a_claim_fails_with_exit_code_3(
+    audit_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The fault: the tenants' source gives zeros, while their ledgers count as always.
+    monkeypatch.setattr(federation, "SeededRandomness", NoNoise)
+    file = tmp_path / "audit.toml"
+    file.write_text(tomli_w.dumps(audit_data | {"epsilons": [1.0]}), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["simulate.py", "audit", str(file), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 3
+    error = capsys.readouterr().err
+    assert "FAILED: tenant 'green-thumb'" in error and "its ledger claims epsilon=1 (delta=1e-05" in error
+    [finding] = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))["findings"]
+    assert finding["broken"] and finding["updates"]["bound"] > 2 * finding["claim"]["epsilon"]
+
+
+def test_too_little_noise_fails_too(
+    audit_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Eighth(federation.SeededRandomness):
+        def gaussian(self, count: int) -> Any:
+            return super().gaussian(count) / 8
+
+    monkeypatch.setattr(federation, "SeededRandomness", Eighth)
+    with pytest.raises(AuditFailed):
+        run_audit(validate(audit_data | {"epsilons": [1.0]}, Audit, "audit"), out=tmp_path / "out", json_output=False)
+
+
+def test_an_audit_is_a_function_of_its_file(audit_data: dict[str, Any]) -> None:
+    audit = validate(audit_data, Audit, "audit")
+    [first], [again] = ([*Auditor(audit).findings(1.0)] for _ in range(2))
+    assert first == again
+
+
+def test_without_the_run_without_dp_it_proves_nothing(audit_data: dict[str, Any], tmp_path: Path) -> None:
+    data = audit_data | {"epsilons": [1.0], "canaries": {"count": 20, "guesses_in": 5, "guesses_out": 5}}
+    run_audit(validate(data, Audit, "audit"), out=tmp_path / "out", json_output=False)
+    found = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
+    assert found["outcome"] == "proves nothing" and "add inf to epsilons" in found["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tenants": ["nobody"]}, "'nobody' is not a tenant of this data; it has alpine-outfitters"),
+        ({"canaries": {"count": 20}}, "guesses_in .* is above count = 20"),
+        ({"epsilons": [1.0, 1.0]}, "names the same value twice"),
+        ({"engine": {"kind": "ray"}}, "leave engine.kind out"),
+        ({"canaries": {"words": 40}}, "canaries.words=40 does not fit history.max_tokens=32"),
+        ({"card": {"training": {"rounds": 0}}}, "training.rounds"),
+    ],
+)
+def test_what_cannot_be_audited_is_named(
+    audit_data: dict[str, Any], changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run_audit(validate(audit_data | changes, Audit, "audit"), out=tmp_path / "out", json_output=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_is_refused(audit_data: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is not empty"):
+        run_audit(validate(audit_data, Audit, "audit"), out=tmp_path, json_output=False)
+
+
+def test_the_shipped_audit_is_one() -> None:
+    audit = load_audit(cli.AUDIT)
+    assert audit.epsilons == (1.0, 3.0, 8.0, math.inf) and audit.canaries.count == 1000
