@@ -8,6 +8,8 @@ A tenant's error is that of the group that is served worst there; where its tabl
 tenant; and where that is too noisy as well, of the federation. With few users at a tenant it is mostly the last.
 """
 
+import numpy as np
+
 from fedprofile.common.card import AggregationSpec, TaskSpec
 from fedprofile.common.evaluation_tables import Table, metrics_from_table
 from fedprofile.server.evaluation import headline
@@ -39,7 +41,7 @@ class FairWeights:
         if self._settings.fairness == "none" or not tables:
             return
         total = sum(variance for _, variance in tables.values())
-        everyone = self._error(sum(table for table, _ in tables.values()), total)
+        everyone = self._error(np.sum([table for table, _ in tables.values()], axis=0), total)
         if everyone is None:
             return
         for name, (table, variance) in tables.items():

@@ -70,7 +70,7 @@ class StreamingFedAvg(FedAvg):
     def optimizer_state(self) -> Arrays:
         """What a checkpoint must keep beside the adapter."""
         assert self._fair is not None, "bind it first"
-        return {f"error/{name}": np.float64([error]) for name, error in self._fair.errors.items()}
+        return {f"error/{name}": np.array([error]) for name, error in self._fair.errors.items()}
 
     def restore_optimizer(self, state: Arrays) -> None:
         """Go on from `optimizer_state`."""

@@ -77,7 +77,8 @@ def _predictions(outcomes: Outcomes, scenario: Scenario) -> list[CellPredictions
 
 def _condition(cell: Cell, scenario: Scenario) -> Condition:
     """All but the seed. What else is varied is part of the partition's or the strategy's name."""
-    partition, strategy = [cell.partition.kind], [cell_card(cell, scenario).aggregation.strategy]
+    partition: list[str] = [cell.partition.kind]
+    strategy: list[str] = [cell_card(cell, scenario).aggregation.strategy]
     named = ("seed", "split_seed", "epsilon", "arm", "partition.kind", "card.aggregation.strategy", "mitigation.kind")
     for key, value in cell.settings.items():
         if key not in named:

@@ -15,7 +15,7 @@ from fedprofile.common.errors import ConfigError
 from fedprofile.simulations.arms import ArmResult
 from fedprofile.simulations.experiment import Cell
 from fedprofile.simulations.federation import SimulatedTenant
-from fedprofile.simulations.people import personal_losses
+from fedprofile.simulations.people import Part, personal_losses
 from fedprofile.simulations.predictions import GROUP_PREFIX
 from fedprofile.simulations.tenants import TenantExamples, people_at_several
 from fedprofile.simulations.thresholds import fit_thresholds
@@ -115,7 +115,7 @@ def people(prepared: PreparedCell, result: ArmResult) -> list[dict[str, Any]]:
     """What those have lost who are at several tenants, the largest loss first for each number of tenants."""
     if not result.released or prepared.everybody is not None:
         return []
-    places = {
+    places: dict[int, dict[str, Part]] = {
         number: {
             tenant.name: "evaluate" if tenant.evaluation_user(user) else "train"
             for tenant in prepared.examples

@@ -25,7 +25,8 @@ from fedprofile.client.outbox import Outbox
 from fedprofile.common.messages import Arrays
 from fedprofile.server.admission import Member
 from fedprofile.server.app import FederationResult, Journal, build_server_app
-from fedprofile.simulations.cells import CellRunner, PreparedCell
+from fedprofile.simulations.cell_results import PreparedCell
+from fedprofile.simulations.cells import CellRunner
 from fedprofile.simulations.cohort import CohortTrainer
 from fedprofile.simulations.experiment import EngineSpec, Experiment
 from fedprofile.simulations.federation import SimulatedFederation, SimulatedTenant, member_of, open_tenant

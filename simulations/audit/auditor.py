@@ -17,8 +17,8 @@ from fedprofile.simulations.audit.membership import membership
 from fedprofile.simulations.audit.observed import Observed, run_observed
 from fedprofile.simulations.audit.spec import Audit
 from fedprofile.simulations.cells import fewer, read_scenario, usable_device
-from fedprofile.simulations.comparison import changed
 from fedprofile.simulations.federation import SimulatedTenant
+from fedprofile.simulations.scenarios import changed
 from fedprofile.simulations.shared_base import CacheSpec, SharedBase
 from fedprofile.simulations.tenants import TenantExamples, read_tenants
 

@@ -19,9 +19,9 @@ from fedprofile.common.errors import ConfigError
 from fedprofile.common.features import encode_features
 from fedprofile.common.interactions import EncodedRecords, Value
 from fedprofile.common.modeling.profile_model import ProfileModel
-from fedprofile.simulations.comparison import changed
 from fedprofile.simulations.federation import SimulatedTenant
 from fedprofile.simulations.randomness import derived_seed
+from fedprofile.simulations.scenarios import changed
 
 COLUMN = "canary-{}"
 

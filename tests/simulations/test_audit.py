@@ -16,7 +16,7 @@ from fedprofile.simulations.audit.auditor import Auditor
 from fedprofile.simulations.audit.command import run_audit
 from fedprofile.simulations.audit.findings import AuditFailed
 from fedprofile.simulations.audit.spec import Audit, load_audit
-from fedprofile.simulations.randomness import NoNoise
+from fedprofile.simulations.randomness import NoNoise, SeededRandomness
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_missing_noise_under_a_claim_fails_with_exit_code_3(
 def test_too_little_noise_fails_too(
     audit_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Eighth(federation.SeededRandomness):
+    class Eighth(SeededRandomness):
         def gaussian(self, count: int) -> Any:
             return super().gaussian(count) / 8
 

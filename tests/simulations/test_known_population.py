@@ -268,7 +268,7 @@ def test_an_experiment_runs_on_it(write_experiment: WriteExperiment) -> None:
     experiment = load_experiment(
         write_experiment(data={"dataset": "known", "limit": 30}, partition={"kind": "natural", "smallest": 10})
     )
-    result = CellRunner(experiment).run(experiment.cells()[0], lambda done, rounds: None)
+    result = CellRunner(experiment).run(experiment.cells()[0], lambda done, rounds: None).result
     assert result["rounds"] == 2 and len(result["tenants"]) == 20
     assert sum(tenant["training_users"] + tenant["evaluation_users"] for tenant in result["tenants"]) == 600
 

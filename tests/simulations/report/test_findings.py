@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -159,8 +158,8 @@ def test_audit_findings() -> None:
 
 def _small() -> pd.DataFrame:
     """The synthetic table at two epsilons, without tenants."""
-    table: Any = Synthetic().table()
-    return table[table["epsilon"].isin([3.0, math.inf]) & ~table["scope"].isin(["tenant", "client_gap"])]
+    table: pd.DataFrame = Synthetic().table()
+    return table.loc[table["epsilon"].isin([3.0, math.inf]) & ~table["scope"].isin(["tenant", "client_gap"])]
 
 
 SMALL = _small()
