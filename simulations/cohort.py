@@ -214,7 +214,8 @@ class CohortTrainer:
             return summed_loss(self._model.logits_of(batch, tokens, features, self._cache), labels)
 
         rows = torch.from_numpy(sample.job[chunk]).to(self._model.device)
-        return stacked.gradients(summed, rows)
+        with self._model.short_cuts():
+            return stacked.gradients(summed, rows)
 
     def _noised(self, jobs: Sequence[TrainingJob], sums: torch.Tensor) -> torch.Tensor:
         """What each job's inner optimiser sees, float32 [K, size]."""

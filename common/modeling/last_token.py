@@ -5,6 +5,10 @@ tokens. So query, attention, its output and the feed-forward block run on one to
 hidden x hidden products that a token costs in a BERT layer, two are left. It holds for training as well as for
 prediction: the gradient of what is left out is zero.
 
+It is for simulations. A product of one row for each record is summed in an order that depends on the number of records
+on common processors, so that the proof of a deployed tenant (`fedprofile.common.modeling.invariance`) would make its
+records run one at a time, which costs more than the short cut saves.
+
 Known layers only, by the names of their parts; every other family, and every layer that does not give the same as its
 own forward on synthetic tokens, runs whole.
 """

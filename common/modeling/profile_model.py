@@ -110,6 +110,7 @@ class ProfileModel(nn.Module):
         audit_trainables(self)
         check_stateless(inner)
         self._last_token: LastToken | None = None
+        self._short = False
         if self._hollow is not None:
             check_hollow(inner, self._hollow)
             self._last_token = last_token(inner) if adapter.pooling == "last" else None
@@ -177,6 +178,19 @@ class ProfileModel(nn.Module):
                 )
             self._bounds[key] = bound if shared else 1
         return self._bounds[key]
+
+    @contextlib.contextmanager
+    def short_cuts(self) -> Iterator[None]:
+        """Within the block the top layer runs for last tokens alone, where that is what is pooled and it can.
+
+        For simulations: products of so few rows depend in their last bits on how many there are, so that a deployed
+        model would have to run records one at a time.
+        """
+        self._short = True
+        try:
+            yield
+        finally:
+            self._short = False
 
     def trainables(self) -> dict[str, nn.Parameter]:
         """What is trained, by wire name, in the order of the wire: LoRA factors from the lowest layer up, the head."""
@@ -339,8 +353,9 @@ class ProfileModel(nn.Module):
         with contextlib.ExitStack() as switched:
             if prefix is not None:
                 switched.enter_context(self._hollow.filled(prefix.to(self.device, inner.dtype)))
-            if self._last_token is not None:
-                switched.enter_context(self._last_token.only(batch.mask))
+            short = self._last_token if self._short else None
+            if short is not None:
+                switched.enter_context(short.only(batch.mask))
             hidden = inner(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
-        pooled: torch.Tensor = hidden.squeeze(1) if self._last_token is not None else pool(hidden, batch.mask, kind)
+        pooled: torch.Tensor = hidden.squeeze(1) if short is not None else pool(hidden, batch.mask, kind)
         return pooled.float()

@@ -30,8 +30,9 @@ def test_logits_are_those_of_the_whole_layer(
     batch = model.batch(records.tokens)
     encoder: Any = model.encoder
     with torch.no_grad():
-        found = model(records.tokens, records.features)
-        cached = model(records.tokens, records.features, PrefixCache(model, number_format="float32"))
+        with model.short_cuts():
+            found = model(records.tokens, records.features)
+            cached = model(records.tokens, records.features, PrefixCache(model, number_format="float32"))
         whole = encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
         assert whole.shape[1] == batch.ids.shape[1], "the model's own forward is as it was"
         pooled = pool(whole, batch.mask, "last") * model.card.adapter.text_scale
@@ -54,7 +55,8 @@ def test_per_record_gradients_equal_a_loop(
     assert model._last_token is not None
     stir(model)
     records = make_records(model)
-    hooked = _gradients(model, records, PrefixCache(model, number_format="float32"))
+    with model.short_cuts():
+        hooked = _gradients(model, records, PrefixCache(model, number_format="float32"))
     looped = _gradients_one_by_one(model, records)
     assert np.abs(hooked - looped).max() / np.abs(looped).max() < 5e-6
 
