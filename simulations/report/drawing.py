@@ -13,6 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
+from cycler import cycler
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -47,7 +48,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": MUTED,
     "ytick.labelcolor": INK,
     # Of whatever is not given a colour.
-    "axes.prop_cycle": matplotlib.cycler(color=[INK]),
+    "axes.prop_cycle": cycler(color=[INK]),
     "axes.facecolor": "none",
     "figure.facecolor": "none",
     "axes.spines.top": False,
