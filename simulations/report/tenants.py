@@ -58,11 +58,12 @@ def _figure(focus: Focus, found: ByEpsilon, title: str, key: str, name: str, who
     epsilon = focus.private.epsilon
     ordered = found.sorted_groups(epsilon)
     groups = ordered[:CATEGORIES]
-    series = found.series([condition.epsilon for condition in reversed(focus.both)], groups)
+    series = found.series([condition.epsilon for condition in focus.both], groups)
     if not groups or not series:
         return None
     at = epsilon_header(epsilon)
-    lowest, highest = series[0].estimates[0], found.series([epsilon], ordered)[0].estimates[-1]
+    (at_epsilon,) = found.series([epsilon], ordered)
+    lowest, highest = at_epsilon.estimates[0], at_epsilon.estimates[-1]
     description = (
         f"{title}, one dot each. At {at} {len(ordered)} tenants lie between {estimate_text(lowest)} ({ordered[0]}) and "
         f"{estimate_text(highest)} ({ordered[-1]}); all users together have {estimate_text(whole)}."

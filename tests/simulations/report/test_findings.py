@@ -16,6 +16,7 @@ from fedprofile.simulations.report.facts import AuditRow, ReportFacts
 from fedprofile.simulations.report.findings import findings
 from fedprofile.simulations.report.focus import extremes, focus_of
 from fedprofile.simulations.report.results import Measured, Results
+from fedprofile.simulations.report.wording import change
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,14 @@ def test_a_group_pays_more_only_where_the_difference_excludes_zero(middle: float
     # The closed form for two independent normal estimates.
     assert ("pays more than" in said) == (abs(middle) > math.hypot(half, 0.01))
     assert ("no difference was found" in said) == (abs(middle) <= math.hypot(half, 0.01))
+
+
+def test_a_group_whose_own_price_crosses_zero_does_not_fall_or_rise(table: pd.DataFrame) -> None:
+    where = {"scope": "group", "metric": "true_positive_rate", "column": "gender", "kind": "price", **AT_3}
+    said = _one(_sentences(_changed(table, (-0.01, -0.03, 0.01), **where, group="a")), "'b' pays more than 'a'")
+    assert "its true-positive rate falls by 0.09" in said
+    assert "that of 'a' shows no difference (−0.01 [−0.03, +0.01])" in said
+    assert change(Estimate(0.02, 0.01, 0.03), "auc") == "rises by 0.02 [0.01, 0.03]"
 
 
 def test_for_errors_more_is_worse(table: pd.DataFrame) -> None:
@@ -158,7 +167,7 @@ def test_audit_findings() -> None:
 
 def _small() -> pd.DataFrame:
     """The synthetic table at two epsilons, without tenants."""
-    table: pd.DataFrame = Synthetic().table()
+    table = Synthetic().table()
     return table.loc[table["epsilon"].isin([3.0, math.inf]) & ~table["scope"].isin(["tenant", "client_gap"])]
 
 
