@@ -57,9 +57,16 @@ def run_experiment(
         raise ConfigError("--jobs with engine.cache='lazy': processes cannot fill one cache; use 'full' or 'none'.")
     for cell in cells:
         check_cell(cell, scenario)
+        if cell.arm != "federated" and experiment.engine.kind == "ray":
+            raise ConfigError(f"arm='{cell.arm}' with engine 'ray': runs in process only; leave --engine out.")
     root = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     _open(root, experiment, resume)
-    waiting = [cell for cell in cells if not _file(root, cell).is_file()]
+    analysed = (root / "results.parquet").is_file()
+    waiting = [
+        cell
+        for cell in cells
+        if not (_file(root, cell).is_file() and (analysed or _predictions(root, cell).is_file()))
+    ]
     console = Console(stderr=json_output, soft_wrap=True)
     console.print(
         f"Experiment '{experiment.name}': {len(cells)} cells, {len(waiting)} to run, in {root}. A simulation on real "
@@ -82,7 +89,7 @@ def run_experiment(
         raise
     finally:
         _write_table(root, cells)
-    if not (root / "results.parquet").is_file():
+    if not analysed:
         found = [json.loads(_file(root, cell).read_text(encoding="utf-8")) for cell in cells]
         frames = [pd.read_parquet(_predictions(root, cell)) for cell in cells]
         write_analysis(experiment, list(zip(cells, found, frames, strict=True)), root, command)
