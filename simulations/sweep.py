@@ -63,9 +63,7 @@ def run_experiment(
     _open(root, experiment, resume)
     analysed = (root / "results.parquet").is_file()
     waiting = [
-        cell
-        for cell in cells
-        if not (_file(root, cell).is_file() and (analysed or _predictions(root, cell).is_file()))
+        cell for cell in cells if not (_file(root, cell).is_file() and (analysed or _predictions(root, cell).is_file()))
     ]
     console = Console(stderr=json_output, soft_wrap=True)
     console.print(

@@ -172,7 +172,7 @@ def _numbers(metrics: dict[str, Any]) -> list[float]:
         (["--jobs", "2", "--set", "engine.cache=lazy"], "cannot fill one cache"),
         (["--engine", "ray", "--set", 'sweep.arm=["alone"]'], "runs in process only"),
         (["--set", 'mitigation.kind="thresholds"'], "needs arm='federated' and a card with a group"),
-        (["--set", 'mitigation.kind="group-rates"', "--set", "mitigation.group_shares.x=0.5"], "is no group of the card"),
+        (["--set", "mitigation.kind=group-rates", "--set", "mitigation.group_shares.x=0.5"], "is no group of"),
         (["--resume"], "--resume needs --out"),
     ],
 )
