@@ -146,5 +146,4 @@ def shares(
     # A candidate is in the sum with probability q/2, one half for its coin.
     rate = settings.sample_rate / 2
     ridge = variance / (rate * (1 - rate)) * np.eye(count)
-    found: NDArray[np.float64] = np.linalg.solve(kernel + jitter + ridge, products)
-    return found
+    return np.asarray(np.linalg.solve(kernel + jitter + ridge, products), dtype=np.float64)
