@@ -16,7 +16,7 @@ from fedprofile.simulations.arms import ArmResult
 from fedprofile.simulations.experiment import Cell
 from fedprofile.simulations.federation import SimulatedTenant
 from fedprofile.simulations.people import Part, personal_losses
-from fedprofile.simulations.predictions import GROUP_PREFIX
+from fedprofile.simulations.predictions import GROUP_PREFIX, GroupThresholds
 from fedprofile.simulations.tenants import TenantExamples, people_at_several
 from fedprofile.simulations.thresholds import fit_thresholds
 
@@ -101,14 +101,22 @@ def predictions(
 
 
 def thresholds(prepared: PreparedCell, result: ArmResult) -> dict[str, Any] | None:
-    """Thresholds for each group, where that is the cell's mitigation: from the last noised tables."""
+    """Thresholds for each group, where that is the cell's mitigation: from the last noised tables.
+
+    Where too few groups stand out of the noise, everybody keeps 0.5.
+    """
     if prepared.cell.mitigation.kind != "thresholds":
         return None
     tables = [record.outcome.table for record in result.records if record.outcome.table is not None]
     if not tables:
         raise ConfigError("mitigation.kind='thresholds': needs evaluation tables; set card.evaluation.when to 'end'.")
     table, variance = tables[-1]
-    return asdict(fit_thresholds(table, variance if prepared.cell.noise else 0.0, prepared.card.task))
+    task = prepared.card.task
+    try:
+        return asdict(fit_thresholds(table, variance if prepared.cell.noise else 0.0, task))
+    except ConfigError:
+        assert task.group is not None, "checked before the first cell"
+        return asdict(GroupThresholds(task.group.attribute, {}))
 
 
 def people(prepared: PreparedCell, result: ArmResult) -> list[dict[str, Any]]:

@@ -4,9 +4,11 @@ OUT/audit.json   settings, findings, verdict
 """
 
 import json
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -54,30 +56,39 @@ def run_audit(audit: Audit, *, out: Path | None, json_output: bool) -> None:
     console.print(f"{verdict.sentence} Everything is in {root}/audit.json.")
 
 
-def _tables(findings: list[Finding]) -> list[Table]:
-    """Two lines for each tenant of each run: the attack from the updates, and the one from the final adapter."""
-    canaries = Table(
-        *("epsilon", "tenant", "attack", "canaries", "guesses", "right", "bound", "claim", "bound/claim"),
-        title="Canaries: a lower bound on epsilon beside the ledger's claim",
-    )
-    people = Table(
-        *("epsilon", "tenant", "attack", "AUC", "found at 1 % FPR", "found at 0.1 % FPR"),
-        title="Real people: did this person take part? (95 % intervals)",
-    )
-    for finding in findings:
-        attacks: list[tuple[str, Guesses, Membership]] = [
-            ("updates", finding.updates, finding.members_by_updates),
-            ("final", finding.final, finding.members_by_final),
-        ]
-        for name, guesses, found in attacks:
-            place = f"{finding.epsilon:g}", finding.tenant, name
-            numbers = f"{finding.canaries}", f"{guesses.guesses}", f"{guesses.right}", f"{guesses.bound:.2f}"
-            claim = None if finding.claim is None else finding.claim.epsilon
-            claimed = ("none", "") if claim is None else (f"{claim:.2f}", f"{guesses.bound / claim:.2f}")
-            canaries.add_row(*place, *numbers, *claimed)
-            people.add_row(*place, _shown(found.auc), *map(_shown, found.true_positives.values()))
-    return [canaries, people]
+def _tables(findings: list[Finding]) -> Iterator[Table]:
+    """Two for each tenant; in both, a line for each attack of each run."""
+    for tenant in dict.fromkeys(finding.tenant for finding in findings):
+        canaries = Table(
+            *("epsilon", "attack", "canaries", "guesses", "right", "bound", "claim", "bound/claim"),
+            title=f"Canaries at {tenant}: a lower bound on epsilon beside the ledger's claim",
+            box=box.SIMPLE_HEAD,
+        )
+        people = Table(
+            *("epsilon", "attack", "AUC", "found at 1 % FPR", "at 0.1 % FPR"),
+            title=f"Real people at {tenant}: who took part? (95 % intervals)",
+            box=box.SIMPLE_HEAD,
+        )
+        for finding in findings:
+            if finding.tenant == tenant:
+                _add(finding, canaries, people)
+        yield canaries
+        yield people
+
+
+def _add(finding: Finding, canaries: Table, people: Table) -> None:
+    attacks: list[tuple[str, Guesses, Membership]] = [
+        ("updates", finding.updates, finding.members_by_updates),
+        ("final", finding.final, finding.members_by_final),
+    ]
+    for name, guesses, found in attacks:
+        place = f"{finding.epsilon:g}", name
+        numbers = f"{finding.canaries}", f"{guesses.guesses}", f"{guesses.right}", f"{guesses.bound:.2f}"
+        claim = None if finding.claim is None else finding.claim.epsilon
+        claimed = ("none", "") if claim is None else (f"{claim:.2f}", f"{guesses.bound / claim:.2f}")
+        canaries.add_row(*place, *numbers, *claimed)
+        people.add_row(*place, _shown(found.auc), *map(_shown, found.true_positives.values()))
 
 
 def _shown(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} ({estimate.low:.3f}-{estimate.high:.3f})"
+    return f"{estimate.value:.2f} ({estimate.low:.2f}-{estimate.high:.2f})"

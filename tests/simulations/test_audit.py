@@ -14,7 +14,6 @@ from fedprofile.common.modeling.base import hash_base
 from fedprofile.simulations import cli, federation
 from fedprofile.simulations.audit.auditor import Auditor
 from fedprofile.simulations.audit.command import run_audit
-from fedprofile.simulations.audit.findings import AuditFailed
 from fedprofile.simulations.audit.spec import Audit, load_audit
 from fedprofile.simulations.randomness import NoNoise, SeededRandomness
 
@@ -62,9 +61,11 @@ def test_the_attack_succeeds_without_dp_and_bounds_stay_below_claims_with_it(
     for finding in (private, bare):
         assert finding["canaries"] == 200 and 70 < finding["included"] < 130
         assert finding["updates"]["guesses"] == finding["final"]["guesses"] == 80
-    assert bare["members_by_updates"]["auc"]["low"] > 0.7
-    interval = private["members_by_updates"]["auc"]
-    assert interval["low"] < 0.6 and interval["low"] <= interval["value"] <= interval["high"]
+    # Real people, too, are found without DP and not with it.
+    assert bare["members_by_updates"]["auc"]["low"] > 0.5 > private["members_by_updates"]["auc"]["low"]
+    # An audit is a function of its file.
+    [again] = Auditor(validate(audit_data, Audit, "audit")).findings(1.0)
+    assert json.loads(json.dumps(again.as_dict())) == private
 
 
 def test_missing_noise_under_a_claim_fails_with_exit_code_3(
@@ -79,11 +80,12 @@ def test_missing_noise_under_a_claim_fails_with_exit_code_3(
         cli.main()
     assert ended.value.code == 3
     error = capsys.readouterr().err
-    assert "FAILED: tenant 'green-thumb'" in error and "its ledger claims epsilon=1 (delta=1e-05" in error
+    assert "FAILED: tenant 'green-thumb'" in error and "its ledger claims epsilon=0.999 (delta=1e-05" in error
     [finding] = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))["findings"]
     assert finding["broken"] and finding["updates"]["bound"] > 2 * finding["claim"]["epsilon"]
 
 
+<<<<<<< HEAD
 def test_too_little_noise_fails_too(
     audit_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +111,8 @@ def test_without_the_run_without_dp_it_proves_nothing(audit_data: dict[str, Any]
     assert found["outcome"] == "proves nothing" and "add inf to epsilons" in found["verdict"]
 
 
+=======
+>>>>>>> w-audit
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

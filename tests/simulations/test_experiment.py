@@ -94,7 +94,7 @@ def test_what_cannot_be_used_is_named(text: str, overrides: list[str], said: str
     [
         ("rounds = [1]", "'rounds' cannot be varied"),
         ('"engine.cache" = ["full"]', "'engine.cache' cannot be varied"),
-        ("epsilon = [3.0, 3.0]", "the same value twice"),
+        ("epsilon = [3.0, 3.0]", "the same cell twice"),
         ("epsilon = [-1.0]", "epsilon"),
         ('"partition.tenants" = [0]', "tenants"),
     ],

@@ -171,7 +171,7 @@ def _numbers(metrics: dict[str, Any]) -> list[float]:
         (["--set", "data.dataset=nothing", "--data-dir", "/"], "choose from"),
         (["--jobs", "2", "--set", "engine.cache=lazy"], "cannot fill one cache"),
         (["--engine", "ray", "--set", 'sweep.arm=["alone"]'], "runs in process only"),
-        (["--set", 'mitigation.kind="thresholds"'], "needs arm='federated' and a card with a group"),
+        (["--set", "mitigation.kind=thresholds", "--set", 'sweep.arm=["alone"]'], "needs arm='federated' and a card"),
         (["--set", "mitigation.kind=group-rates", "--set", "mitigation.group_shares.x=0.5"], "is no group of"),
         (["--resume"], "--resume needs --out"),
     ],
