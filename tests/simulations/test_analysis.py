@@ -27,7 +27,7 @@ def _card(base: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_known_truth_stands_beside_what_was_measured(write_experiment: WriteExperiment, tmp_path: Path) -> None:
     base = load_experiment(write_experiment()).card["base"]
-    options = {"tenants": 4, "users": 2000}
+    options: dict[str, Any] = {"tenants": 4, "users": 2000}
     path = write_experiment(
         data={"dataset": "known", "options": options, "limit": 500},
         partition={"kind": "natural"},

@@ -15,7 +15,7 @@ from fedprofile.simulations import cli, federation
 from fedprofile.simulations.audit.auditor import Auditor
 from fedprofile.simulations.audit.command import run_audit
 from fedprofile.simulations.audit.spec import Audit, load_audit
-from fedprofile.simulations.randomness import NoNoise, SeededRandomness
+from fedprofile.simulations.randomness import NoNoise
 
 
 @pytest.fixture
@@ -85,34 +85,6 @@ def test_missing_noise_under_a_claim_fails_with_exit_code_3(
     assert finding["broken"] and finding["updates"]["bound"] > 2 * finding["claim"]["epsilon"]
 
 
-<<<<<<< HEAD
-def test_too_little_noise_fails_too(
-    audit_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Eighth(SeededRandomness):
-        def gaussian(self, count: int) -> Any:
-            return super().gaussian(count) / 8
-
-    monkeypatch.setattr(federation, "SeededRandomness", Eighth)
-    with pytest.raises(AuditFailed):
-        run_audit(validate(audit_data | {"epsilons": [1.0]}, Audit, "audit"), out=tmp_path / "out", json_output=False)
-
-
-def test_an_audit_is_a_function_of_its_file(audit_data: dict[str, Any]) -> None:
-    audit = validate(audit_data, Audit, "audit")
-    [first], [again] = ([*Auditor(audit).findings(1.0)] for _ in range(2))
-    assert first == again
-
-
-def test_without_the_run_without_dp_it_proves_nothing(audit_data: dict[str, Any], tmp_path: Path) -> None:
-    data = audit_data | {"epsilons": [1.0], "canaries": {"count": 20, "guesses_in": 5, "guesses_out": 5}}
-    run_audit(validate(data, Audit, "audit"), out=tmp_path / "out", json_output=False)
-    found = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
-    assert found["outcome"] == "proves nothing" and "add inf to epsilons" in found["verdict"]
-
-
-=======
->>>>>>> w-audit
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

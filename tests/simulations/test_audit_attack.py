@@ -199,15 +199,9 @@ def test_guesses_are_at_the_two_ends() -> None:
     found = guess(scores, included, spec, error=0.05, delta=0.0)
     assert (found.guesses, found.right) == (5, 3)
     included[[2, 8]] = True, False
-<<<<<<< HEAD
-    all_right = guess(scores, included, spec, error=0.05, delta=0.0)
-    assert (all_right.guesses, all_right.right) == (5, 5)
-    assert all_right.bound == pytest.approx(-math.log(0.05 ** (-1 / 5) - 1), abs=1e-6)
-=======
     found = guess(scores, included, spec, error=0.05, delta=0.0)
     assert (found.guesses, found.right) == (5, 5)
     assert found.bound == pytest.approx(-math.log(0.05 ** (-1 / 5) - 1), abs=1e-6)
->>>>>>> w-audit
 
 
 def _finding(observed: Observed, bound: float, claimed: bool) -> Finding:
