@@ -92,7 +92,7 @@ HEADERS = {
     *("flwr-component-name", "flwr-package-name", "flwr-package-version"),
     *("flwr-public-key", "flwr-signature", "flwr-timestamp"),
 }
-NAMES = ("node", "run_id", "message_id", "reply_to_message_id", "src_node_id", "dst_node_id", "message_type")
+NAMES = ("node", "node_id", "run_id", "message_id", "reply_to_message_id", "src_node_id", "dst_node_id", "message_type")
 """Fields that say who sends what to whom. The numbers among them are random, and shorter ones take fewer bytes."""
 FAILING = {f"fails-{step}": f"fail={step}" for step in STEPS}
 
