@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.card import FederationCard
 from fedprofile.common.config import validate
+from fedprofile.simulations.audit.shown import audit_rows, membership_rows
 from fedprofile.simulations.cell_results import BAYES
 from fedprofile.simulations.cells import cell_card, read_scenario
 from fedprofile.simulations.experiment import SECTIONS, Cell, Experiment
@@ -27,7 +29,7 @@ from fedprofile.simulations.report import (
     Spent,
     write_report,
 )
-from fedprofile.simulations.scenarios import KNOWN, Scenario
+from fedprofile.simulations.scenarios import KNOWN, Scenario, is_generated
 
 SEED_STEP = 1_000_003
 """Tells a split seed from a seed where both are varied."""
@@ -36,7 +38,9 @@ Outcomes = Sequence[tuple[Cell, Mapping[str, Any], pd.DataFrame]]
 """Each cell with its JSON file's content and its predictions."""
 
 
-def write_analysis(experiment: Experiment, outcomes: Outcomes, out: Path, command: str) -> pd.DataFrame:
+def write_analysis(
+    experiment: Experiment, outcomes: Outcomes, out: Path, command: str, audit: Mapping[str, Any] | None = None
+) -> pd.DataFrame:
     """Measure all cells and write `report.html`, `report.md` and `results.parquet`.
 
     Args:
@@ -44,13 +48,17 @@ def write_analysis(experiment: Experiment, outcomes: Outcomes, out: Path, comman
         outcomes: All of them.
         out: Where the files go.
         command: That ran it.
+        audit: Content of an `audit.json` that the report shows.
 
     Returns:
         The results, one row for each number.
     """
     scenario = read_scenario(experiment.data)
     results = analyse(_predictions(outcomes, scenario))
-    write_report(out, results, _facts(experiment, scenario, outcomes, command))
+    facts = _facts(experiment, scenario, outcomes, command)
+    if audit is not None:
+        facts = replace(facts, audit=audit_rows(audit), membership=membership_rows(audit))
+    write_report(out, results, facts)
     return results
 
 
@@ -104,7 +112,6 @@ def _seed(cell: Cell) -> int:
 
 
 def _facts(experiment: Experiment, scenario: Scenario, outcomes: Outcomes, command: str) -> ReportFacts:
-    generated = experiment.data.dataset in (KNOWN, "built-in")
     spent = [
         Spent(_epsilon(cell, scenario), tenant["name"], PrivacyLoss(**tenant["spent"]))
         for cell, result, _ in outcomes
@@ -133,7 +140,7 @@ def _facts(experiment: Experiment, scenario: Scenario, outcomes: Outcomes, comma
         experiment=experiment.name,
         command=command,
         dataset=experiment.data.dataset,
-        real_data=not generated,
+        real_data=not is_generated(experiment.data.dataset),
         promise=spent[0].loss if spent else None,
         seeds=tuple(sorted({cell.seed for cell, _, _ in outcomes})),
         partitions=tuple(pictures.values()),

@@ -37,6 +37,9 @@ def run(
     jobs: Annotated[int, typer.Option(min=1, help="Cells that run at once, each in a process of its own.")] = 1,
     engine: Annotated[str | None, typer.Option(help="in-process, or ray: Flower's own simulation engine.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="The folder that holds the data set as published.")] = None,
+    audit: Annotated[
+        Path | None, typer.Option(help="The --out of an audit, which the report then shows beside its results.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print every cell's result at the end.")] = False,
 ) -> None:
     """Run an experiment: every combination of what its file varies."""
@@ -54,7 +57,8 @@ def run(
         resume=resume,
         jobs=jobs,
         json_output=json_output,
-        command=shlex.join(["python", "simulate.py", *sys.argv[1:]]),
+        command=_command(),
+        audit=audit,
     )
 
 
@@ -103,7 +107,8 @@ def demo(
 def audit(
     file: Annotated[Path, typer.Argument(metavar="AUDIT", help="Its TOML file.")] = AUDIT,
     out: Annotated[
-        Path | None, typer.Option(help="Where audit.json goes; must be empty. Default ./runs/TIMESTAMP.")
+        Path | None,
+        typer.Option(help="Where report.html, report.md and audit.json go; must be empty. Default ./runs/TIMESTAMP."),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print audit.json at the end.")] = False,
 ) -> None:
@@ -111,7 +116,11 @@ def audit(
     from fedprofile.simulations.audit.command import run_audit
     from fedprofile.simulations.audit.spec import load_audit
 
-    run_audit(load_audit(file), out=out, json_output=json_output)
+    run_audit(load_audit(file), out=out, json_output=json_output, command=_command())
+
+
+def _command() -> str:
+    return shlex.join(["python", "simulate.py", *sys.argv[1:]])
 
 
 def main() -> None:

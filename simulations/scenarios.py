@@ -20,6 +20,7 @@ from fedprofile.simulations.population import SHOPS, write_shop
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "scenarios"
 
 KNOWN = "known"
+BUILT_IN = "built-in"
 """The name of the generated population with known truth."""
 
 CARDS = {KNOWN: "known-population", **{name: adapter.scenario for name, adapter in DATASETS.items()}}
@@ -83,6 +84,18 @@ class Scenario:
         return validate(data, TenantFile, "tenant.toml")
 
 
+def is_generated(dataset: str) -> bool:
+    """Whether a data set of an experiment is about nobody.
+
+    Args:
+        dataset: Its name.
+
+    Returns:
+        True for the two generated populations.
+    """
+    return dataset in (BUILT_IN, KNOWN)
+
+
 def load_scenario(
     dataset: str | None, data_dir: Path | None, seed: int, options: Mapping[str, Any] | None = None
 ) -> Scenario:
@@ -109,7 +122,7 @@ def load_scenario(
         tenants = tuple(
             ScenarioTenant(shop.name, rounded(shop.visitors), partial(write_shop, shop, seed=seed)) for shop in SHOPS
         )
-        return _with_configs("built-in", tenants)
+        return _with_configs(BUILT_IN, tenants)
     if dataset == KNOWN:
         population = known_population(options or {}, seed)
         tenants = tuple(

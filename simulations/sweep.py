@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fedprofile.common.errors import ConfigError
 from fedprofile.simulations.analysis import write_analysis
+from fedprofile.simulations.audit.shown import read_audit
 from fedprofile.simulations.cells import CellOutcome, CellRunner, check_cell, read_scenario
 from fedprofile.simulations.experiment import Cell, Experiment
 
@@ -37,6 +38,7 @@ def run_experiment(
     jobs: int,
     json_output: bool,
     command: str = "python simulate.py",
+    audit: Path | None = None,
 ) -> None:
     """Run what is not done yet of an experiment, and write its report; see the command's options.
 
@@ -47,10 +49,13 @@ def run_experiment(
         jobs: Cells that run at once.
         json_output: Print every cell's result at the end.
         command: What the report says that it was made with.
+        audit: The folder of an audit that the report shows.
 
     Raises:
-        ConfigError: A cell's settings cannot be used, or the folder is another experiment's; nothing was run.
+        ConfigError: A cell's settings cannot be used, the audit cannot be read, or the folder is another
+            experiment's; nothing was run.
     """
+    shown = None if audit is None else read_audit(audit)
     cells = experiment.cells()
     scenario = read_scenario(experiment.data)
     if jobs > 1 and experiment.engine.cache == "lazy":
@@ -90,7 +95,7 @@ def run_experiment(
     if not analysed:
         found = [json.loads(_file(root, cell).read_text(encoding="utf-8")) for cell in cells]
         frames = [pd.read_parquet(_predictions(root, cell)) for cell in cells]
-        write_analysis(experiment, list(zip(cells, found, frames, strict=True)), root, command)
+        write_analysis(experiment, list(zip(cells, found, frames, strict=True)), root, command, shown)
     for personal in ("cache", "predictions"):
         shutil.rmtree(root / personal, ignore_errors=True)
     console.print(f"All cells are done: {root}/report.html, report.md, results.parquet and cells.parquet.")

@@ -1,6 +1,7 @@
 """`python simulate.py audit AUDIT.toml`: every run of an audit, a table, and a verdict.
 
-OUT/audit.json   settings, findings, verdict
+OUT/audit.json                settings, findings, verdict; `simulate.py --audit OUT` shows it in an experiment's report
+OUT/report.html, report.md    the same, for people
 """
 
 import json
@@ -16,12 +17,20 @@ from fedprofile.common.errors import ConfigError
 from fedprofile.simulations.audit.auditor import Auditor
 from fedprofile.simulations.audit.findings import AuditFailed, Finding, Guesses, judge
 from fedprofile.simulations.audit.membership import Estimate, Membership
+from fedprofile.simulations.audit.shown import FILE, audit_facts
 from fedprofile.simulations.audit.spec import Audit
 from fedprofile.simulations.cells import machine
+from fedprofile.simulations.report import write_audit_report
 
 
-def run_audit(audit: Audit, *, out: Path | None, json_output: bool) -> None:
+def run_audit(audit: Audit, *, out: Path | None, json_output: bool, command: str = "python simulate.py audit") -> None:
     """Run an audit; see the command's options.
+
+    Args:
+        audit: Which.
+        out: Where its files go.
+        json_output: Print `audit.json` at the end.
+        command: What the report says that it was made with.
 
     Raises:
         ConfigError: The audit does not fit card or data, or the folder is not empty.
@@ -46,14 +55,15 @@ def run_audit(audit: Audit, *, out: Path | None, json_output: bool) -> None:
     }
     root.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1)
-    (root / "audit.json").write_text(text + "\n", encoding="utf-8")
+    (root / FILE).write_text(text + "\n", encoding="utf-8")
+    write_audit_report(root, audit_facts(json.loads(text), command))
     for table in _tables(findings):
         console.print(table)
     if json_output:
         print(text)
     if verdict.outcome == "fails":
         raise AuditFailed(verdict.sentence)
-    console.print(f"{verdict.sentence} Everything is in {root}/audit.json.")
+    console.print(f"{verdict.sentence} Everything is in {root}: report.html, report.md and {FILE}.")
 
 
 def _tables(findings: list[Finding]) -> Iterator[Table]:

@@ -5,19 +5,22 @@ from fedprofile.simulations.report.facts import (
     CellTime,
     Composed,
     KnownTruth,
+    MembershipRow,
     PartitionPicture,
     ReportFacts,
     Spent,
 )
-from fedprofile.simulations.report.writing import write_report
+from fedprofile.simulations.report.writing import write_audit_report, write_report
 
 __all__ = [
     "AuditRow",
     "CellTime",
     "Composed",
     "KnownTruth",
+    "MembershipRow",
     "PartitionPicture",
     "ReportFacts",
     "Spent",
+    "write_audit_report",
     "write_report",
 ]

@@ -100,6 +100,27 @@ class AuditRow:
 
 
 @dataclass(frozen=True)
+class MembershipRow:
+    """One attack on real people: who of them took part?
+
+    Args:
+        attack: As of `AuditRow`.
+        asked: The run's epsilon; infinite without noise.
+        members: How many took part.
+        others: How many did not.
+        auc: Area under the ROC curve: value and ends of its 95 % interval; 0.5 is guessing.
+        found: Rate of members found where 1 % of the others are accused: the same three.
+    """
+
+    attack: str
+    asked: float
+    members: int
+    others: int
+    auc: tuple[float, float, float]
+    found: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class KnownTruth:
     """A number of the known population's Bayes rule, in closed form; what was measured of it has the arm "bayes".
 
@@ -136,7 +157,8 @@ class ReportFacts:
         cells: All that were run.
         spent: One for each tenant and cell, or the largest of several cells.
         composed: Empty where nobody is at several tenants.
-        audit: None where the experiment has no audit.
+        audit: None where no audit is shown.
+        membership: Of the same audit.
         truth: None where the population is not known.
         settings: Name -> value, as text.
         versions: Package -> version.
@@ -155,6 +177,7 @@ class ReportFacts:
     spent: tuple[Spent, ...] = ()
     composed: tuple[Composed, ...] = ()
     audit: tuple[AuditRow, ...] | None = None
+    membership: tuple[MembershipRow, ...] = ()
     truth: tuple[KnownTruth, ...] | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 from fedprofile.simulations.report.choices import choices, mitigations
 from fedprofile.simulations.report.document import Findings
-from fedprofile.simulations.report.estimates import epsilon_text, number
+from fedprofile.simulations.report.estimates import Estimate, epsilon_text, number
 from fedprofile.simulations.report.facts import ReportFacts
 from fedprofile.simulations.report.focus import GAP_STATISTIC, Focus, extremes, gain
 from fedprofile.simulations.report.metrics import NEITHER, better, gap_label, label, sentence_start
-from fedprofile.simulations.report.results import SUPPRESSED
+from fedprofile.simulations.report.results import SUPPRESSED, printable
 from fedprofile.simulations.report.wording import change, price_of_privacy, when
 
 SHOWN_TENANTS = 3
@@ -36,10 +36,23 @@ def findings(focus: Focus, facts: ReportFacts) -> tuple[Findings, ...]:
         "Which people pay": (_groups(focus), _gaps(focus)),
         "Which tenants": (_client_gaps(focus), _tenants(focus)),
         "What one can choose": (choices(focus, "strategy"), choices(focus, "partition"), mitigations(focus)),
-        "Whether to believe it": (_audit(facts), _truth(focus, facts), _suppressed(focus)),
+        "Whether to believe it": (_audit(facts), _membership(facts), _truth(focus, facts), _suppressed(focus)),
     }
     found = {topic: tuple(sentence for part in parts for sentence in part) for topic, parts in topics.items()}
     return tuple(Findings(topic, sentences) for topic, sentences in found.items() if sentences)
+
+
+def audit_findings(facts: ReportFacts) -> tuple[Findings, ...]:
+    """What an audit found.
+
+    Args:
+        facts: Of the audit.
+
+    Returns:
+        By topic; a topic of which nothing was measured is left out.
+    """
+    topics = {"Whether the claims hold": tuple(_audit(facts)), "Who is found out": tuple(_membership(facts))}
+    return tuple(Findings(topic, sentences) for topic, sentences in topics.items() if sentences)
 
 
 def _utility(focus: Focus) -> Iterator[str]:
@@ -240,6 +253,17 @@ def _audit(facts: ReportFacts) -> Iterator[str]:
                 f"Without noise the attack '{row.attack}' {works}: {row.correct} of {row.guesses} guesses are right, "
                 f"which gives a lower bound on epsilon of {number(row.bound, 2)}."
             )
+
+
+def _membership(facts: ReportFacts) -> Iterator[str]:
+    """The attack that finds most, without noise and with the most noise that was tried."""
+    for asked in sorted({row.asked for row in facts.membership}, reverse=True):
+        worst = max((row for row in facts.membership if row.asked == asked), key=lambda row: row.auc[0])
+        yield (
+            f"{when(asked)} an attacker tells who took part with an area under the curve of "
+            f"{Estimate(*worst.auc).text()}, where 0.5 is guessing; where 1 % of the others are accused wrongly, "
+            f"{Estimate(*worst.found).text()} of those who took part are found ({printable(worst.attack)})."
+        )
 
 
 def _suppressed(focus: Focus) -> Iterator[str]:

@@ -7,7 +7,7 @@ from statistics import median
 from fedprofile.simulations.report.charts import Drawn, Series, dots
 from fedprofile.simulations.report.document import Figure, Section, Table
 from fedprofile.simulations.report.estimates import Estimate, epsilon_text, number
-from fedprofile.simulations.report.facts import SMALLEST_COUNT, AuditRow, Composed, ReportFacts, Spent
+from fedprofile.simulations.report.facts import SMALLEST_COUNT, AuditRow, Composed, MembershipRow, ReportFacts, Spent
 from fedprofile.simulations.report.results import SUPPRESSED, printable
 from fedprofile.simulations.report.tables import NOTHING
 
@@ -51,7 +51,7 @@ def audit_section(facts: ReportFacts) -> Section | None:
         "Audit",
         paragraphs,
         figures=(_audit_figure(facts.audit),),
-        tables=(Table("All attacks", header, rows),),
+        tables=(Table("Guesses at canaries", header, rows), *_membership(facts.membership)),
     )
 
 
@@ -110,6 +110,28 @@ def _audit_row(row: AuditRow) -> tuple[str, ...]:
         f"{row.confidence:.0%}".replace("%", " %"),
         HOLDS if row.holds and row.claim else FAILS if row.claim else "attack works" if row.holds else "ATTACK FAILS",
     )
+
+
+def _membership(rows: tuple[MembershipRow, ...]) -> Iterable[Table]:
+    header = (
+        "attack",
+        "epsilon asked for",
+        "took part",
+        "did not",
+        "area under the curve",
+        "found at 1 % false alarms",
+    )
+    shown = tuple(
+        (
+            printable(row.attack),
+            epsilon_text(row.asked),
+            *(SUPPRESSED if people < SMALLEST_COUNT else str(people) for people in (row.members, row.others)),
+            Estimate(*row.auc).text(),
+            Estimate(*row.found).text(),
+        )
+        for row in rows
+    )
+    return [Table("Who of the people in the data took part? An area of 0.5 is guessing", header, shown)] if rows else []
 
 
 def _audit_figure(rows: tuple[AuditRow, ...]) -> Figure:

@@ -29,6 +29,18 @@ OF_EVERY_REPORT = (
     "those of a deployment; see docs/experiments.md for what differs.",
 )
 
+OF_EVERY_AUDIT = (
+    "A bound below the claim does not show that the claim holds: a better attack may exist, and only the proof covers "
+    "all of them.",
+    "Small errors stay unseen: noise of nine tenths of its size gives bounds far below the claim. An audit finds "
+    "faults, not slips.",
+    "One run is one draw of coins, noise and canaries. Each run is judged by itself: where nothing is wrong, one in "
+    "twenty bounds exceeds the true epsilon by chance at the confidence that is usual.",
+    "It looks at training alone. That a tenant exists, when it answers, its evaluation tables, and a server that sends "
+    "crafted adapters are outside of it.",
+    "Randomness comes from seeds and not from the system's secure source.",
+)
+
 
 def provenance_section(facts: ReportFacts) -> Section:
     """Settings, versions, machine, seeds and the cells' times."""
@@ -53,11 +65,19 @@ def provenance_section(facts: ReportFacts) -> Section:
     )
 
 
-def caveat_section(facts: ReportFacts) -> Section:
-    """Every caveat."""
+def caveat_section(facts: ReportFacts, general: tuple[str, ...]) -> Section:
+    """Every caveat.
+
+    Args:
+        facts: Of the experiment or audit.
+        general: What is to be said of all of its kind.
+
+    Returns:
+        The section.
+    """
     first = REAL_DATA if facts.real_data else GENERATED
     own = tuple(map(printable, facts.caveats))
-    return Section("caveats", "What these numbers do not say", items=(first, *own, *OF_EVERY_REPORT), epsilons=False)
+    return Section("caveats", "What these numbers do not say", items=(first, *own, *general), epsilons=False)
 
 
 def _named(caption: str, what: str, values: Mapping[str, str]) -> Table | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fedprofile.simulations.report.compose import compose
+from fedprofile.simulations.report.compose import compose, compose_audit
+from fedprofile.simulations.report.document import Document
 from fedprofile.simulations.report.facts import ReportFacts
 from fedprofile.simulations.report.results import Results
 
@@ -28,7 +29,21 @@ def write_report(out: Path, results: pd.DataFrame, facts: ReportFacts) -> None:
         DataError: The results lack a column or rows, or hold a number twice.
     """
     checked = Results(results)
-    document = compose(checked, facts)
+    _write(out, compose(checked, facts))
+    checked.table.to_parquet(out / "results.parquet", index=False)
+
+
+def write_audit_report(out: Path, facts: ReportFacts) -> None:
+    """Write an audit's `report.html` and `report.md`.
+
+    Args:
+        out: The folder; made where it is missing.
+        facts: Of the audit.
+    """
+    _write(out, compose_audit(facts))
+
+
+def _write(out: Path, document: Document) -> None:
     out.mkdir(parents=True, exist_ok=True)
     loader = FileSystemLoader(Path(__file__).parent)
     html = Environment(
@@ -54,7 +69,6 @@ def write_report(out: Path, results: pd.DataFrame, facts: ReportFacts) -> None:
     )
     text = markdown.get_template("report.md.j2").render(report=document)
     (out / "report.md").write_text(text, encoding="utf-8")
-    checked.table.to_parquet(out / "results.parquet", index=False)
 
 
 def escaped_markdown(value: object) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+from tests.simulations.conftest import WriteExperiment
 
 from fedprofile.common.config import validate
 from fedprofile.common.errors import ConfigError
@@ -14,8 +15,11 @@ from fedprofile.common.modeling.base import hash_base
 from fedprofile.simulations import cli, federation
 from fedprofile.simulations.audit.auditor import Auditor
 from fedprofile.simulations.audit.command import run_audit
+from fedprofile.simulations.audit.shown import audit_rows, membership_rows, read_audit
 from fedprofile.simulations.audit.spec import Audit, load_audit
+from fedprofile.simulations.experiment import load_experiment
 from fedprofile.simulations.randomness import NoNoise
+from fedprofile.simulations.sweep import run_experiment
 
 
 @pytest.fixture
@@ -45,7 +49,7 @@ def audit_data(tiny_base: Path) -> dict[str, Any]:
 
 
 def test_the_attack_succeeds_without_dp_and_bounds_stay_below_claims_with_it(
-    audit_data: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    audit_data: dict[str, Any], write_experiment: WriteExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_audit(validate(audit_data, Audit, "audit"), out=tmp_path / "out", json_output=True)
     found = json.loads(capsys.readouterr().out)
@@ -66,6 +70,36 @@ def test_the_attack_succeeds_without_dp_and_bounds_stay_below_claims_with_it(
     # An audit is a function of its file.
     [again] = Auditor(validate(audit_data, Audit, "audit")).findings(1.0)
     assert json.loads(json.dumps(again.as_dict())) == private
+    _check_report(tmp_path / "out", found)
+    experiment = load_experiment(write_experiment())
+    run_experiment(experiment, out=tmp_path / "shown", resume=False, jobs=1, json_output=False, audit=tmp_path / "out")
+    assert "'all updates, green-thumb' works" in (tmp_path / "shown" / "report.md").read_text(encoding="utf-8")
+
+
+def _check_report(out: Path, found: dict[str, Any]) -> None:
+    """The audit's own report, and the rows of an experiment's that shows the audit, say what audit.json says."""
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert (out / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert "lie below the claim in all of 2 attacks" in text and "'all updates, green-thumb' works" in text
+    assert "REFUTED" not in text and "FAILS" not in text
+    read = read_audit(out)
+    assert [(row.attack, row.bound, row.holds) for row in audit_rows(read)] == [
+        (f"{name}, green-thumb", finding[attack]["bound"], True)
+        for finding in found["findings"]
+        for attack, name in (("updates", "all updates"), ("final", "the final adapter"))
+    ]
+    assert {(row.asked, row.auc[1] > 0.5) for row in membership_rows(read) if row.attack.startswith("all updates")} == {
+        (math.inf, True),
+        (1.0, False),
+    }
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"findings": 3}', '{"findings": [{"claim": null}]}'])
+def test_a_folder_without_a_usable_audit_is_refused_before_anything_runs(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "audit.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"--audit {tmp_path}: .*run"):
+        read_audit(tmp_path)
 
 
 def test_missing_noise_under_a_claim_fails_with_exit_code_3(
