@@ -19,7 +19,7 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
-	$(BIN)/python -m pytest -q --doctest-modules --pyargs fedprofile.common
+	$(BIN)/python -m pytest -q --doctest-modules --pyargs fedprofile.common fedprofile.client fedprofile.server fedprofile.simulations
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,12 +1,10 @@
 """Resamples against scikit-learn with sample weights, and how far errors can move what is made of them."""
 
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, roc_auc_score
-from tests.simulations.predicted import NO_NOISE, binary_frame, cell, found, known_frame
+from tests.simulations.predicted import binary_frame, cell, found, known_frame
 
 from fedprofile.simulations.bootstrap import Resamples, resampled
 from fedprofile.simulations.fairness import analyse
@@ -148,18 +146,3 @@ def test_a_users_records_are_resampled_together() -> None:
             for frame in (once, often)
         ]
         assert rows[1]["high"] - rows[1]["low"] == pytest.approx(rows[0]["high"] - rows[0]["low"], rel=1e-9)
-
-
-def test_the_default_experiment_is_measured_in_time() -> None:
-    """4 epsilons x 2 strategies x 3 seeds, 20 tenants of 100 users, one record each: under 30 s of one core."""
-    cells = [
-        cell(frame, seed, epsilon, strategy=strategy)
-        for epsilon in (NO_NOISE, 8.0, 3.0, 1.0)
-        for seed in range(3)
-        for frame in [binary_frame(seed, users=2000, tenants=20, noise=0.5 + 1 / epsilon).drop_duplicates("user")]
-        for strategy in ("fedavg", "fedadam")
-    ]
-    started = time.process_time()
-    results = analyse(cells)
-    assert time.process_time() - started < 30
-    assert results["suppressed"].mean() < 0.1
