@@ -189,24 +189,39 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", help="A .csv or .jsonl file instead of the screen.")
     ] = None,
+    review: Annotated[
+        Path | None,
+        typer.Option("--review", help="A .csv or .jsonl file for what [judgement] leaves to a person."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict with the newest adapter, here, without the server."""
     from fedprofile.client.agreement import read_agreed
     from fedprofile.client.directory import TenantDirectory
-    from fedprofile.common.errors import DataError
+    from fedprofile.common.errors import ConfigError, DataError
 
     place = TenantDirectory(directory)
     tenant, (card, _) = place.read_tenant_file(), read_agreed(place)
-    from fedprofile.client.prediction import check_output, predict_file, write_predictions
+    from fedprofile.client.prediction import check_output, predict_file, write_predictions, write_review
 
     if output is not None:
         check_output(output, place, tenant)
+    if review is not None:
+        if tenant.judgement is None:
+            raise ConfigError(
+                f"--review {review}: the tenant file has no [judgement] that leaves anything to a person."
+            )
+        if output is not None and output.absolute() == review.absolute():
+            raise ConfigError(f"--review {review}: is the name of --output as well; give another one.")
+        check_output(review, place, tenant, "--review")
     try:
         found = predict_file(place, card, tenant, rows)
     except DataError as error:
         # Nothing else names what is not shown.
         raise error.in_full() from None
+    if review is not None:
+        held = write_review(found, review)
+        print(f"{held} of {len(found.users)} records are left to a person, in {review}.", file=sys.stderr)
     if output is None:
         show(found.as_csv().rstrip("\n"), found.as_rows(), as_json)
         return

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprofile.client.directory import TenantDirectory
+from fedprofile.client.judgement import REVIEW, Judgement, review_list
 from fedprofile.client.output_files import refuse_own_file, require_new, write_new
 from fedprofile.client.received import AdapterFolder
 from fedprofile.client.site import load_model
 from fedprofile.client.sources import read_examples
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
-from fedprofile.common.interactions import encode
+from fedprofile.common.interactions import encode, history_pieces
 from fedprofile.common.tenant import FileSource, TenantFile
 
 KINDS = get_args(FileSource.model_fields["kind"].annotation)
@@ -34,6 +35,8 @@ class Predictions:
         labels: The card's, in order.
         users: One for each record, in the input's order.
         probabilities: [n, labels]; each row sums to 1.
+        texts: What the model saw of each record, before it was cut to the card's length.
+        judgement: The tenant's; None gives every record's most likely label.
     """
 
     round: int
@@ -41,6 +44,15 @@ class Predictions:
     labels: tuple[str, ...]
     users: tuple[str, ...]
     probabilities: NDArray[np.float64]
+    texts: tuple[str, ...] = field(repr=False, default=())
+    judgement: Judgement | None = None
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """For each record its label, or `fedprofile.client.judgement.REVIEW`."""
+        if self.judgement is None:
+            return tuple(self.labels[int(row.argmax())] for row in self.probabilities)
+        return self.judgement.decisions(self.probabilities)
 
     def as_rows(self) -> list[dict[str, Any]]:
         """One object a record; what `--json` prints a list of."""
@@ -49,18 +61,34 @@ class Predictions:
                 "user": user,
                 "label": self.labels[int(row.argmax())],
                 "probabilities": {label: float(value) for label, value in zip(self.labels, row, strict=True)},
+                **self._judged(decision),
                 "round": self.round,
             }
-            for user, row in zip(self.users, self.probabilities, strict=True)
+            for user, row, decision in zip(self.users, self.probabilities, self.decisions, strict=True)
         ]
+
+    def _judged(self, decision: str) -> dict[str, str]:
+        """Decision and reply, where the tenant judges and replies."""
+        if self.judgement is None:
+            return {}
+        replies = self.judgement.replies
+        return {"decision": decision} | ({"reply": self.judgement.reply(decision)} if replies else {})
+
+    def as_review(self, *, json_lines: bool) -> str:
+        """The review list; see `fedprofile.client.judgement.review_list`."""
+        return review_list(
+            self.decisions, self.users, self.probabilities, self.labels, self.texts, json_lines=json_lines
+        )
 
     def as_csv(self) -> str:
         """A header, and one line a record."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["user", "label", *(f"p({label})" for label in self.labels)])
+        judged = list(self._judged(""))
+        writer.writerow(["user", "label", *(f"p({label})" for label in self.labels), *judged])
         for row in self.as_rows():
-            writer.writerow([row["user"], row["label"], *(f"{value:.6f}" for value in row["probabilities"].values())])
+            values = (f"{value:.6f}" for value in row["probabilities"].values())
+            writer.writerow([row["user"], row["label"], *values, *(row[name] for name in judged)])
         return buffer.getvalue()
 
 
@@ -80,7 +108,8 @@ def predict_file(directory: TenantDirectory, card: FederationCard, tenant: Tenan
         The predictions.
 
     Raises:
-        ConfigError: The file's ending is not one of these, it cannot be read, or no adapter has come yet.
+        ConfigError: The file's ending is not one of these, it cannot be read, no adapter has come yet, or the tenant
+            file's `[judgement]` does not fit the card.
         DataError: Rows are wrong.
     """
     tenant = _over(tenant, card, path)
@@ -92,33 +121,36 @@ def predict_file(directory: TenantDirectory, card: FederationCard, tenant: Tenan
         raise ConfigError(
             f"--input {path}: cannot be read ({error.strerror}); give a file with the rows to predict for."
         ) from error
+    judgement = None if tenant.judgement is None else Judgement.of(tenant.judgement, card, directory.root)
     examples = read_examples(tenant, card, directory.root, labelled=False)
     model, tokenizer = load_model(card, tenant, directory.root)
     number, arrays = adapters.newest(model.layout())
     model.set_arrays(arrays)
     records = encode(examples, card, tokenizer)
     users = tuple(example.user for example in examples)
-    return Predictions(number, card.hash, card.task.labels, users, model.predict(records))
+    texts = tuple("".join(history_pieces(example, card.history)) for example in examples)
+    return Predictions(number, card.hash, card.task.labels, users, model.predict(records), texts, judgement)
 
 
-def check_output(path: Path, directory: TenantDirectory, tenant: TenantFile) -> None:
+def check_output(path: Path, directory: TenantDirectory, tenant: TenantFile, option: str = "--output") -> None:
     """Refuse an output that cannot be written, before the seconds that predicting takes.
 
     Args:
         path: As a person typed it.
         directory: The tenant's.
         tenant: The tenant file.
+        option: What it was typed for.
 
     Raises:
         ConfigError: The file's ending is not one of `write_predictions`, it is there already, or it is one that the
             client needs itself.
     """
     if path.suffix not in OUTPUTS:
-        raise ConfigError(f"--output {path}: give a name that ends in .csv or .jsonl.")
+        raise ConfigError(f"{option} {path}: give a name that ends in .csv or .jsonl.")
     refuse_own_file(
-        path, "--output", directory, ledger=directory.ledger_path(directory.read_segment().ledger), tenant=tenant
+        path, option, directory, ledger=directory.ledger_path(directory.read_segment().ledger), tenant=tenant
     )
-    require_new(path, "--output")
+    require_new(path, option)
 
 
 def write_predictions(predictions: Predictions, path: Path) -> None:
@@ -132,6 +164,19 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     else:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions.as_rows())
     write_new(path, text.encode(), "--output")
+
+
+def write_review(predictions: Predictions, path: Path) -> int:
+    """Write the review list to a new file, readable by its owner only: `.csv`, or JSON Lines.
+
+    Returns:
+        How many records are in it.
+
+    Raises:
+        ConfigError: It is there already, or cannot be written.
+    """
+    write_new(path, predictions.as_review(json_lines=path.suffix != ".csv").encode(), "--review")
+    return predictions.decisions.count(REVIEW)
 
 
 def _over(tenant: TenantFile, card: FederationCard, path: Path) -> TenantFile:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprofile.common.card import FederationCard
+from fedprofile.common.card import FederationCard, HistorySpec
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.features import encode_features
 
@@ -168,15 +168,25 @@ def encode(examples: Sequence[Example], card: FederationCard, tokenizer: Tokeniz
 
 
 def _tokens(examples: Sequence[Example], card: FederationCard, tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
-    history = card.history
-    pieces: list[list[str]] = []
-    for example in examples:
-        newest = example.events[max(0, len(example.events) - history.max_events) :] if history.event else ()
-        texts = [render(history.event, event) for event in newest]
-        if history.record:
-            texts.append(render(history.record, example.row))
-        pieces.append([text + history.separator for text in texts[:-1]] + texts[-1:])
-    return fit_texts(pieces, tokenizer, history.max_tokens)
+    pieces = [history_pieces(example, card.history) for example in examples]
+    return fit_texts(pieces, tokenizer, card.history.max_tokens)
+
+
+def history_pieces(example: Example, history: HistorySpec) -> list[str]:
+    """The text of one example before it is cut to `max_tokens`.
+
+    Args:
+        example: Row and events.
+        history: The card's.
+
+    Returns:
+        The newest events' texts, oldest first, and the row's own last; each but the last with the separator.
+    """
+    newest = example.events[max(0, len(example.events) - history.max_events) :] if history.event else ()
+    texts = [render(history.event, event) for event in newest]
+    if history.record:
+        texts.append(render(history.record, example.row))
+    return [text + history.separator for text in texts[:-1]] + texts[-1:]
 
 
 def fit_texts(pieces: Sequence[Sequence[str]], tokenizer: Tokenizer, max_tokens: int) -> list[NDArray[np.int32]]:

@@ -107,6 +107,23 @@ class BaseSource(Frozen):
     path: Path
 
 
+class JudgementSpec(Frozen):
+    """What becomes of a prediction here. It is no part of what was agreed to, and nothing of it leaves."""
+
+    band: tuple[float, float] | None = None
+    """Binary tasks: probabilities of the positive label at which a person decides, ends included."""
+    confidence: float = Field(default=0.0, ge=0, lt=1)
+    """Probability of the most likely label below which a person decides."""
+    replies: Path | None = None
+    """CSV with the columns label and reply: what is answered where the label is decided without a person."""
+
+    @model_validator(mode="after")
+    def _band_is_one(self) -> Self:
+        if self.band is not None and not 0 <= self.band[0] < self.band[1] <= 1:
+            raise ValueError("band must be two probabilities, the lower one first")
+        return self
+
+
 class TenantFile(Frozen):
     """The tenant file, whole."""
 
@@ -122,6 +139,7 @@ class TenantFile(Frozen):
     privacy: PrivacySpec = PrivacySpec()
     policy: PolicySpec = PolicySpec()
     base: BaseSource | None = None
+    judgement: JudgementSpec | None = None
 
     @property
     def life_delta(self) -> float:

@@ -40,7 +40,7 @@ from fedprofile.simulations.federation import run_in_process
 from fedprofile.simulations.known_population import bayes_probability, known_population
 from fedprofile.simulations.partitions import spread
 from fedprofile.simulations.randomness import derived_seed
-from fedprofile.simulations.scenarios import BUILT_IN, KNOWN, Scenario, changed, load_scenario, rounded
+from fedprofile.simulations.scenarios import KNOWN, Scenario, changed, load_scenario, rounded
 from fedprofile.simulations.shared_base import CacheSpec, SharedBase
 from fedprofile.simulations.tenants import TenantExamples, read_tenants
 
@@ -264,8 +264,7 @@ class _Rounds(NoJournal):
 
 def read_scenario(data: DataSpec) -> Scenario:
     """The scenario of an experiment's data; see `load_scenario`."""
-    name = None if data.dataset == BUILT_IN else data.dataset
-    return load_scenario(name, data.data_dir, data.seed, data.options)
+    return load_scenario(data.dataset, data.data_dir, data.seed, data.options)
 
 
 def check_cell(cell: Cell, scenario: Scenario) -> None:

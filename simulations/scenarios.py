@@ -13,17 +13,21 @@ from fedprofile.common.card import FederationCard, load_card
 from fedprofile.common.config import validate
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.tenant import TenantFile, load_tenant_file
+from fedprofile.simulations.clinics import CLINICS, write_clinic
 from fedprofile.simulations.datasets import DATASETS, load_dataset
 from fedprofile.simulations.known_population import known_population
 from fedprofile.simulations.population import SHOPS, write_shop
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "scenarios"
 
-KNOWN = "known"
 BUILT_IN = "built-in"
-"""The name of the generated population with known truth."""
+KNOWN = "known"
+"""The generated population with known truth."""
+CLINIC_VISITS = "clinic-visits"
+"""Generated patients."""
 
-CARDS = {KNOWN: "known-population", **{name: adapter.scenario for name, adapter in DATASETS.items()}}
+GENERATED = {BUILT_IN: "built-in", KNOWN: "known-population", CLINIC_VISITS: "health-risk"}
+CARDS = {**GENERATED, **{name: adapter.scenario for name, adapter in DATASETS.items()}}
 """Data set -> the scenario whose card it is learnt with."""
 
 DEMO_DELTA = 1e-5
@@ -91,18 +95,18 @@ def is_generated(dataset: str) -> bool:
         dataset: Its name.
 
     Returns:
-        True for the two generated populations.
+        True for the generated populations.
     """
-    return dataset in (BUILT_IN, KNOWN)
+    return dataset in GENERATED
 
 
 def load_scenario(
     dataset: str | None, data_dir: Path | None, seed: int, options: Mapping[str, Any] | None = None
 ) -> Scenario:
-    """The built-in scenario, one on the population with known truth, or one on a real data set.
+    """A scenario on a generated population or on a real data set.
 
     Args:
-        dataset: "known", a name of `fedprofile.simulations.datasets`, or None for the built-in population.
+        dataset: Of `CARDS`; None is the built-in population.
         data_dir: The folder that holds the data set.
         seed: Of a generated population.
         options: Of the data set: see its module, or `fedprofile.simulations.known_spec`.
@@ -114,29 +118,35 @@ def load_scenario(
         ConfigError: The data set or an option is not known, or `data_dir` is missing.
         DataError: The folder does not hold the data set.
     """
-    if dataset is None:
-        if options:
-            raise ConfigError(
-                f"data.options: the built-in population has none; for a population to set, use '{KNOWN}'."
-            )
-        tenants = tuple(
-            ScenarioTenant(shop.name, rounded(shop.visitors), partial(write_shop, shop, seed=seed)) for shop in SHOPS
-        )
-        return _with_configs(BUILT_IN, tenants)
-    if dataset == KNOWN:
-        population = known_population(options or {}, seed)
-        tenants = tuple(
-            ScenarioTenant(name, rounded(users), partial(population.write_tenant, name))
-            for name, users in population.tenants.items()
-        )
-        return _with_configs(CARDS[KNOWN], tenants)
+    name = dataset or BUILT_IN
+    if name in GENERATED:
+        return _with_configs(CARDS[name], _generated(name, seed, options or {}))
     if data_dir is None:
         raise ConfigError("--dataset needs --data-dir, the folder that holds the data set as its owner published it.")
     tenants = tuple(
         ScenarioTenant(tenant.name, rounded(tenant.users), tenant.write)
-        for tenant in load_dataset(dataset, data_dir, options)
+        for tenant in load_dataset(name, data_dir, options)
     )
-    return _with_configs(CARDS[dataset], tenants)
+    return _with_configs(CARDS[name], tenants)
+
+
+def _generated(name: str, seed: int, options: Mapping[str, Any]) -> tuple[ScenarioTenant, ...]:
+    if name == KNOWN:
+        population = known_population(options, seed)
+        return tuple(
+            ScenarioTenant(tenant, rounded(users), partial(population.write_tenant, tenant))
+            for tenant, users in population.tenants.items()
+        )
+    if options:
+        raise ConfigError(f"data.options: '{name}' has none; for a population to set, use '{KNOWN}'.")
+    if name == CLINIC_VISITS:
+        return tuple(
+            ScenarioTenant(clinic.name, rounded(clinic.patients), partial(write_clinic, clinic, seed=seed))
+            for clinic in CLINICS
+        )
+    return tuple(
+        ScenarioTenant(shop.name, rounded(shop.visitors), partial(write_shop, shop, seed=seed)) for shop in SHOPS
+    )
 
 
 def replaced(data: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -54,4 +54,4 @@ def read(data_dir: Path, options: Mapping[str, Any]) -> list[TenantRows]:
     return as_tenants(visits, "tenant", {domain: tenant_name(domain) for domain in domains})
 
 
-ADAPTER = Adapter("clinc150", "a request", (), LEFT_OUT, read)
+ADAPTER = Adapter("customer-service", "a request", (), LEFT_OUT, read)

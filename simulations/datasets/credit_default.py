@@ -113,4 +113,4 @@ def _name(prefix: str, value: str) -> str:
     return f"{prefix}-{tenant_name(value.replace('<=', 'to ').replace('>', 'above '))}"
 
 
-ADAPTER = Adapter("credit-default", "a client", ("SEX", "AGE", "MARRIAGE"), LEFT_OUT, read)
+ADAPTER = Adapter("credit-risk", "a client", ("SEX", "AGE", "MARRIAGE"), LEFT_OUT, read)

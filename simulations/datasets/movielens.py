@@ -154,5 +154,5 @@ def _tenants(ratings: pd.DataFrame, films: pd.DataFrame, users: pd.DataFrame, ch
     return as_tenants(table.loc[newest, list(visits)], "tenant", names, events)
 
 
-ADAPTER_100K = Adapter("movielens", "a person", GROUPS, LEFT_OUT_100K, read_100k)
-ADAPTER_1M = Adapter("movielens", "a person", GROUPS, LEFT_OUT_1M, read_1m)
+ADAPTER_100K = Adapter("recommendation", "a person", GROUPS, LEFT_OUT_100K, read_100k)
+ADAPTER_1M = Adapter("recommendation", "a person", GROUPS, LEFT_OUT_1M, read_1m)

@@ -130,4 +130,4 @@ def _starts(table: pd.DataFrame) -> pd.Series:
     return pd.to_datetime(code.str[:4] + "-" + code.str[4:].map(MONTHS) + "-01")
 
 
-ADAPTER = Adapter("oulad", "a student", GROUPS, LEFT_OUT, read)
+ADAPTER = Adapter("education", "a student", GROUPS, LEFT_OUT, read)

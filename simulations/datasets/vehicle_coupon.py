@@ -97,4 +97,4 @@ def _spelt(value: str) -> str:
     return tenant_name(value.replace("(<20)", " below 20").replace("&", " and "))
 
 
-ADAPTER = Adapter("vehicle-coupon", "a respondent", GROUPS, LEFT_OUT, read)
+ADAPTER = Adapter("advertising-response", "a respondent", GROUPS, LEFT_OUT, read)

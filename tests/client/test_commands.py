@@ -648,10 +648,30 @@ def test_a_whole_run(home: Home, superlink: "SuperLink") -> None:
     assert target.stat().st_mode & 0o777 == 0o600
     code, _, err = home.run("predict", "--dir", str(home.root), "--input", "rows.xlsx")
     assert code == 2 and ".csv" in err
+    _check_review(home)
     log = home.place.log
     assert not log.exists() or "u1" not in log.read_text()
     private = [home.place.journal, home.place.outbox, home.place.cache, home.place.adapters]
     assert all(path.stat().st_mode & 0o077 == 0 for path in private)
+
+
+def _check_review(home: Home) -> None:
+    """What the tenant leaves to a person goes into a private file of its own, and into nothing else."""
+    command = ["predict", "--dir", str(home.root), "--input", str(home.root / "new.csv")]
+    review = home.root / "review.csv"
+    code, _, err = home.run(*command, "--review", str(review))
+    assert code == 2 and "has no [judgement]" in err and not review.exists()
+    home.edit("[policy]", "[judgement]\nband = [0.0, 1.0]\n\n[policy]")
+    code, out, err = home.run(*command, "--review", str(review), "--json")
+    assert code == 0 and "2 of 2 records are left to a person" in err
+    assert [row["decision"] for row in json.loads(out)] == ["review", "review"]
+    assert review.stat().st_mode & 0o777 == 0o600
+    lines = review.read_text().splitlines()
+    assert lines[0] == "user,p(no),p(yes),history" and any("u1" in line and "viewed shoes" in line for line in lines)
+    code, _, err = home.run(*command, "--review", str(review))
+    assert code == 2 and "is there already" in err
+    code, _, err = home.run(*command, "--review", str(home.root / "a.csv"), "--output", str(home.root / "a.csv"))
+    assert code == 2 and "--output as well" in err and not (home.root / "a.csv").exists()
 
 
 def test_the_end_of_the_run_is_known_once_it_was_told(home: Home) -> None:

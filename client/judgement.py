@@ -1,0 +1,140 @@
+"""What becomes of a prediction at the tenant: it is given, left to a person, or answered in the tenant's own words.
+
+All of it is local and by the tenant's own `[judgement]`; the federation and its server have no part in it. A person is
+to decide where the model is not sure, and the review list gives that person what the model saw.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fedprofile.common.card import FederationCard
+from fedprofile.common.errors import ConfigError
+from fedprofile.common.tenant import JudgementSpec
+
+REVIEW = "review"
+"""The decision that a person takes."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How predictions of one card are judged.
+
+    Args:
+        labels: The card's, in order.
+        spec: The tenant's.
+        replies: Label -> what is answered; empty where there are none.
+    """
+
+    labels: tuple[str, ...]
+    spec: JudgementSpec
+    replies: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def of(cls, spec: JudgementSpec, card: FederationCard, folder: Path) -> "Judgement":
+        """Check the tenant's settings against the card.
+
+        Args:
+            spec: The tenant file's `[judgement]`.
+            card: The agreed one.
+            folder: What a relative path counts from.
+
+        Returns:
+            The judgement.
+
+        Raises:
+            ConfigError: A band is given for a card that has no two labels, a label is called "review", or the file
+                of replies cannot be used.
+        """
+        task = card.task
+        if spec.band is not None and task.kind != "binary":
+            raise ConfigError(
+                f"judgement.band: is for binary tasks, and this card's is {task.kind}; use judgement.confidence."
+            )
+        if REVIEW in task.labels:
+            raise ConfigError(f"judgement: the card has a label '{REVIEW}', which here means a person; leave it out.")
+        replies = {} if spec.replies is None else _read_replies(folder / spec.replies, task.labels)
+        return cls(task.labels, spec, replies)
+
+    def decisions(self, probabilities: NDArray[np.float64]) -> tuple[str, ...]:
+        """A label for each record, or `REVIEW`.
+
+        Args:
+            probabilities: [n, labels].
+        """
+        held = probabilities.max(axis=1) < self.spec.confidence
+        if self.spec.band is not None:
+            low, high = self.spec.band
+            held |= (probabilities[:, 1] >= low) & (probabilities[:, 1] <= high)
+        chosen = probabilities.argmax(axis=1)
+        return tuple(REVIEW if hold else self.labels[label] for hold, label in zip(held, chosen, strict=True))
+
+    def reply(self, decision: str) -> str:
+        """What is answered; nothing where a person decides."""
+        return self.replies.get(decision, "")
+
+
+def review_list(
+    decisions: Sequence[str],
+    users: Sequence[str],
+    probabilities: NDArray[np.float64],
+    labels: Sequence[str],
+    texts: Sequence[str],
+    *,
+    json_lines: bool,
+) -> str:
+    """The records that a person is to look at.
+
+    Args:
+        decisions: Of all records.
+        users: Of all records.
+        probabilities: [n, labels].
+        labels: The card's.
+        texts: What the model saw of each record.
+        json_lines: JSON Lines instead of CSV.
+
+    Returns:
+        The file's text: the user, each label's probability, and the history; the least sure first.
+    """
+    places = [place for place, decision in enumerate(decisions) if decision == REVIEW]
+    places.sort(key=lambda place: float(probabilities[place].max()))
+    rows = [
+        {"user": users[place]}
+        | {f"p({label})": round(float(value), 6) for label, value in zip(labels, probabilities[place], strict=True)}
+        | {"history": texts[place]}
+        for place in places
+    ]
+    if json_lines:
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, ["user", *(f"p({label})" for label in labels), "history"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _read_replies(path: Path, labels: Sequence[str]) -> dict[str, str]:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except OSError as error:
+        raise ConfigError(f"judgement.replies: {path} cannot be read ({error.strerror}).") from None
+    except ValueError:
+        raise ConfigError(f"judgement.replies: {path} is not CSV with the columns label and reply.") from None
+    if list(table.columns) != ["label", "reply"]:
+        raise ConfigError(f"judgement.replies: {path} must have the columns label and reply, and no others.")
+    unknown = [label for label in table["label"] if label not in labels]
+    if unknown:
+        raise ConfigError(f"judgement.replies: '{unknown[0]}' in {path} is not a label of the card.")
+    if table["label"].duplicated().any():
+        raise ConfigError(
+            f"judgement.replies: {path} answers '{table['label'][table['label'].duplicated()].iloc[0]}' twice."
+        )
+    return dict(zip(table["label"], table["reply"], strict=True))
