@@ -68,7 +68,8 @@ def demo(
         Path | None, typer.Option(help="Where everything goes; must be empty. Default ./runs/TIMESTAMP.")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="A real data set: online-shoppers. Default: a generated population.")
+        str | None,
+        typer.Option(help="A data set of docs/datasets.md, such as online-shoppers. Default: the built-in population."),
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="The folder that holds the data set as published.")] = None,
     epsilon: Annotated[

@@ -27,7 +27,7 @@ def _ratings() -> list[tuple[int, int, int, int]]:
     ]
 
 
-def _write_100k(folder: Path) -> None:
+def write_100k(folder: Path) -> None:
     folder.mkdir()
     ratings = ["\t".join(map(str, rating)) for rating in _ratings()]
     (folder / "u.data").write_bytes("".join(f"{line}\n" for line in [ratings[0], *ratings]).encode("latin-1"))
@@ -59,7 +59,7 @@ def _write_1m(folder: Path) -> None:
     (folder / "users.dat").write_bytes("".join(people).encode("latin-1"))
 
 
-WRITERS = {"movielens-100k": ("ml-100k", _write_100k), "movielens-1m": ("ml-1m", _write_1m)}
+WRITERS = {"movielens-100k": ("ml-100k", write_100k), "movielens-1m": ("ml-1m", _write_1m)}
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -87,7 +87,7 @@ def test_ratings_become_labelled_rows_with_strictly_earlier_histories(name: str,
 
 
 def test_tenants_and_groups_of_100k(tmp_path: Path) -> None:
-    _write_100k(tmp_path / "ml-100k")
+    write_100k(tmp_path / "ml-100k")
     tenants = list(load_dataset("movielens-100k", tmp_path))
     assert [tenant.name for tenant in tenants] == ["zip-9", "zip-elsewhere"]
     assert tenants[0].columns == ("person", "time", "title", "genres", "gender", "age", "occupation", "liked")
@@ -136,7 +136,7 @@ def test_records_are_encoded(name: str, tmp_path: Path, tiny_base: Path) -> None
     ],
 )
 def test_what_is_wrong_is_said(options: dict[str, Any], error: type[Exception], problem: str, tmp_path: Path) -> None:
-    _write_100k(tmp_path / "ml-100k")
+    write_100k(tmp_path / "ml-100k")
     items = tmp_path / "ml-100k" / "u.item"
     first, _, *others = items.read_bytes().splitlines(keepends=True)
     items.write_bytes(b"".join([first, b"2|Short|line\n", *others]))
