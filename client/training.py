@@ -16,7 +16,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from fedprofile.common.adapters import scale_to_norm
 from fedprofile.common.card import FederationCard
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import Arrays
+from fedprofile.common.modeling.adversarial import moved, without
 from fedprofile.common.modeling.batches import equal_chunks, padded_lengths
 from fedprofile.common.modeling.head import summed_loss
 from fedprofile.common.modeling.invariance import Pass
@@ -105,6 +106,7 @@ class TrainingSettings:
         schedule: Of the learning rates.
         head_clip: The head is clipped to this part of C and the LoRA factors to the rest; None clips both together.
         views: Of each record; see `fedprofile.common.interactions.record_views`.
+        adversarial: How far records are moved; see `fedprofile.common.modeling.adversarial`.
     """
 
     sample_rate: float
@@ -123,6 +125,7 @@ class TrainingSettings:
     schedule: Schedule = CONSTANT
     head_clip: float | None = None
     views: int = 1
+    adversarial: float = 0.0
 
     def __post_init__(self) -> None:
         if not all(0 < share <= 1 for share in self.group_shares):
@@ -148,6 +151,7 @@ class TrainingSettings:
             schedule=Schedule(training.schedule, training.warmup, training.rounds),
             head_clip=training.head_clip if card.adapter.method == "lora" else None,
             views=training.views,
+            adversarial=training.adversarial,
         )
 
     @property
@@ -190,6 +194,7 @@ class TrainingSettings:
             schedule=CONSTANT,
             head_clip=None,
             views=1,
+            adversarial=0.0,
         )
 
     def inner_optimizer(self, adapter: Sequence[torch.Tensor], head: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
@@ -321,7 +326,7 @@ class PrivateTrainer:
                 # The lowest adapter's input is cached, so it has no gradient; its weights have one all the same.
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")
                 for _ in range(steps):
-                    self._step(optimizer, records, tokens_at_once, randomness)
+                    self._step(optimizer, records, tokens_at_once, randomness, hooks)
                     schedule.step()
         finally:
             optimizer.zero_grad()
@@ -330,7 +335,12 @@ class PrivateTrainer:
         return self._settings.bounded(moved)
 
     def _step(
-        self, optimizer: UserDPOptimizer, records: EncodedRecords, tokens_at_once: int, randomness: Randomness
+        self,
+        optimizer: UserDPOptimizer,
+        records: EncodedRecords,
+        tokens_at_once: int,
+        randomness: Randomness,
+        hooks: Any,
     ) -> None:
         sampled = sample_users(len(records.users), self._settings.rates(records), randomness)
         places = choose_records(records.user, sampled, self._settings.records_per_user, randomness)
@@ -340,14 +350,21 @@ class PrivateTrainer:
         for counts, chunks in user_groups(taken.user, np.arange(len(taken)), lengths, tokens_at_once):
             optimizer.open_users(counts)
             for chunk in chunks:
-                self._backward(taken, chunk.places)
+                self._backward(taken, chunk.places, hooks)
                 optimizer.accumulate(torch.from_numpy(chunk.users))
             optimizer.close_users()
         optimizer.step()
 
-    def _backward(self, records: EncodedRecords, places: NDArray[np.int64]) -> None:
-        logits = self._model([records.tokens[place] for place in places], records.features[places], self._cache)
-        summed_loss(logits, torch.from_numpy(records.labels[places])).backward()
+    def _backward(self, records: EncodedRecords, places: NDArray[np.int64], hooks: Any) -> None:
+        model, part = self._model, self._settings.adversarial
+        tokens, features = [records.tokens[place] for place in places], records.features[places]
+        labels = torch.from_numpy(records.labels[places])
+        batch = model.batch(tokens)
+        prefix = model.entry(batch, tokens, self._cache) if part or self._cache is not None else None
+        if prefix is not None and part:
+            with without(hooks):
+                prefix = moved(model, batch, features, prefix, labels, part)
+        summed_loss(model.logits(batch, features, prefix), labels).backward()
 
     def _pull_back(self, trainables: dict[str, nn.Parameter], start: dict[str, torch.Tensor]) -> None:
         """FedProx's term, on what is noised already."""

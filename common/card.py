@@ -311,6 +311,9 @@ class TrainingSpec(Frozen):
     alone is trained."""
     views: int = Field(default=1, ge=1, le=8)
     """Of each record, averaged before clipping; see `fedprofile.common.interactions.record_views`."""
+    adversarial: float = Field(default=0.0, ge=0, le=1)
+    """Above 0 each record is trained at activations moved by this part of their norm to where its own loss is higher;
+    see `fedprofile.common.modeling.adversarial`."""
 
     @model_validator(mode="after")
     def _decay_has_its_optimizer(self) -> Self:

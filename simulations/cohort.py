@@ -26,6 +26,7 @@ from fedprofile.client.selftest import check_export, check_training
 from fedprofile.client.training import TrainingSettings
 from fedprofile.common.interactions import EncodedRecords, joined
 from fedprofile.common.messages import Arrays
+from fedprofile.common.modeling.adversarial import moved
 from fedprofile.common.modeling.head import summed_loss
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import Prefixes, ProfileModel
@@ -68,10 +69,12 @@ class _Sample:
     Args:
         job: Of each record.
         records: Their views; users are distinct over all jobs, and records of one user stand together.
+        adversarial: How far they are moved.
     """
 
     job: NDArray[np.int64]
     records: EncodedRecords
+    adversarial: float
 
 
 class CohortTrainer:
@@ -206,11 +209,16 @@ class CohortTrainer:
         """Each record's gradient, [n, size]."""
         tokens = [sample.records.tokens[place] for place in chunk]
         features, labels = sample.records.features[chunk], torch.from_numpy(sample.records.labels[chunk])
+        part = sample.adversarial
         # To the longest record and no further: no proof rests on the shape here.
         batch = self._model.batch(tokens, max(1, *map(len, tokens)))
 
         def summed() -> torch.Tensor:
-            return summed_loss(self._model.logits_of(batch, tokens, features, self._cache), labels)
+            if not part:
+                return summed_loss(self._model.logits_of(batch, tokens, features, self._cache), labels)
+            start = self._model.entry(batch, tokens, self._cache)
+            near = moved(self._model, batch, features, start, labels, part)
+            return summed_loss(self._model.logits(batch, features, near), labels)
 
         rows = torch.from_numpy(sample.job[chunk]).to(self._model.device)
         with self._model.short_cuts():
@@ -266,6 +274,7 @@ def _shared(jobs: Sequence[TrainingJob]) -> TrainingSettings:
         "schedule",
         "head_clip",
         "views",
+        "adversarial",
     )
     first = jobs[0].settings
     for job in jobs:
@@ -286,7 +295,8 @@ def _draw(jobs: Sequence[TrainingJob]) -> _Sample:
         some = take_records(records, places).with_views(settings.views)
         taken.append(replace(some, user=some.user + users_before))
         users_before += len(records.users)
-    return _Sample(np.repeat(np.arange(len(jobs)), list(map(len, taken))), joined(taken))
+    owners = np.repeat(np.arange(len(jobs)), list(map(len, taken)))
+    return _Sample(owners, joined(taken), jobs[0].settings.adversarial)
 
 
 def _groups(user: NDArray[np.int64], lengths: NDArray[np.int64], limit: int) -> Iterator[NDArray[np.int64]]:

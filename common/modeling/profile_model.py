@@ -249,11 +249,20 @@ class ProfileModel(nn.Module):
         self, batch: TokenBatch, tokens: Tokens, features: NDArray[np.float32], cache: Prefixes | None
     ) -> torch.Tensor:
         """As `forward`, of a batch that is padded already."""
+        return self.logits(batch, features, None if cache is None else self.entry(batch, tokens, cache))
+
+    def entry(self, batch: TokenBatch, tokens: Tokens, cache: Prefixes | None) -> torch.Tensor:
+        """What a cache holds of a padded batch, or would hold: see `logits`.
+
+        Raises:
+            ValueError: The cache is of another model.
+        """
         if cache is None:
-            return self.logits(batch, features)
+            activations = self.frozen(batch)
+            return activations.squeeze(1) if self.caches_pooled else activations * batch.mask[..., None]
         if cache.space != self.prefix_space:
             raise ValueError("the prefix cache belongs to another model")
-        return self.logits(batch, features, cache.get(tokens, batch.ids.shape[1]))
+        return cache.get(tokens, batch.ids.shape[1])
 
     def batch(self, tokens: Tokens, length: int | None = None) -> TokenBatch:
         """Records as one padded batch on `device`; see `pad_tokens`.

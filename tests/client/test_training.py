@@ -229,6 +229,35 @@ def test_views_count_as_one_record_before_clipping(make_model: Callable[..., Pro
     assert np.linalg.norm(scaled) * 30 <= 1e-3 * (1 + 1e-4)
 
 
+@pytest.mark.parametrize("adapter", [{"train": "AB", "top_layers": 2}, {"train": "B"}, {"method": "head"}])
+def test_the_adversarial_step_equals_a_loop_over_records(
+    adapter: dict[str, Any], make_model: Callable[..., ProfileModel]
+) -> None:
+    """Exact beside Opacus: by plain autograd, each record by itself, its activations moved by hand."""
+    model = make_model(adapter=adapter)
+    records, start = _records(model, 8), _start(model)
+    cache = PrefixCache(model)
+    trainer = _trainer(model, cache, adversarial=0.4, sample_rate=1.0, records_per_user=10, clip_norm=1e4)
+    update = trainer.train(start, records, steps=1, randomness=Seeded(1, 0.0))
+    model.set_arrays(start)
+    trainables = model.trainables()
+    total = {name: torch.zeros(p.shape) for name, p in trainables.items()}
+    for place in range(len(records)):
+        weight = 1 / int((records.user == records.user[place]).sum())
+        batch = model.batch([records.tokens[place]])
+        label = torch.tensor([records.labels[place]])
+        before = cache.get([records.tokens[place]], batch.ids.shape[1]).requires_grad_()
+        loss = nn.functional.cross_entropy(model.logits(batch, records.features[[place]], before), label)
+        [slope] = torch.autograd.grad(loss, before)
+        near = (before + 0.4 * before.norm() * slope / slope.norm()).detach()
+        loss = nn.functional.cross_entropy(model.logits(batch, records.features[[place]], near), label)
+        for name, gradient in zip(total, torch.autograd.grad(loss, list(trainables.values())), strict=True):
+            total[name] += weight * gradient
+    for name, moved in update.items():
+        rate = 2.0 if name.startswith("head.") else 0.5
+        assert np.allclose(moved, -rate * total[name].numpy() / 30, atol=2e-6), name
+
+
 def test_the_update_is_scaled_to_the_cards_norm(make_model: Callable[..., ProfileModel]) -> None:
     model = make_model()
     records, start = _records(model, 20), _start(model)

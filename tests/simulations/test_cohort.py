@@ -141,6 +141,7 @@ def test_also_with_other_optimisers(changes: dict[str, Any], make_model: MakeMod
         ({"schedule": Schedule("cosine", 0.4, 3)}, {"schedule": Schedule()}),
         ({"head_clip": 0.3}, {"head_clip": None}),
         ({"views": 3}, {"views": 1}),
+        ({"adversarial": 0.3}, {"adversarial": 0.0}),
         ({"optimizer": "adamw", "weight_decay": 0.3, "views": 2, "head_clip": 0.9}, {"weight_decay": 0.0}),
     ],
 )
