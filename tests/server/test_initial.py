@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from tests.server.conftest import as_toml
 
-from fedprofile.common.card import load_card
 from fedprofile.common.errors import InputError
 from fedprofile.common.messages import Arrays
 from fedprofile.server.checkpoint import dump_arrays
 from fedprofile.server.directory import ServerDirectory
 from fedprofile.server.initial import initial_adapter
-from fedprofile.server.setup import create_server
+from fedprofile.server.setup import make_directory
 
 MakeServer = Callable[..., ServerDirectory]
 
@@ -26,7 +25,17 @@ def make_server(tiny_base: Path, tmp_path: Path, card_data: Callable[..., dict[s
 
     def make(name: str, **sections: Any) -> ServerDirectory:
         root = tmp_path / name
-        _create(root, tiny_base)
+        make_directory(
+            root,
+            host="localhost",
+            listen=None,
+            name="test-federation",
+            base=tiny_base,
+            base_id="example/tiny-bert",
+            port=9001,
+            admin_port=9002,
+            health_port=9003,
+        )
         card = card_data(**sections)
         (root / "federation.toml").write_text("".join(f"{key} = {as_toml(value)}\n" for key, value in card.items()))
         return ServerDirectory(root)
@@ -50,9 +59,9 @@ def test_it_starts_from_another_federations_adapter(train: str, make_server: Mak
     first = make_server("first", adapter={"train": train})
     arrays = _trained(first)
     given = first.adapter.read_bytes()
-    options = {"train": train} | ({"a_of": load_card(first.card_file).hash} if train == "B" else {})
+    options = {"train": train} | ({"a_of": first.card().hash} if train == "B" else {})
     second = make_server("second", initial_adapter=hashlib.sha256(given).hexdigest(), adapter=options)
-    with pytest.raises(InputError, match="initial.safetensors"):
+    with pytest.raises(InputError, match=r"initial\.safetensors"):
         initial_adapter(second)
     (second.root / "initial.safetensors").write_bytes(given[:-1] + b"x")
     with pytest.raises(InputError, match="expected SHA-256"):
