@@ -59,7 +59,15 @@ class Trainer(Protocol):
         """Raise unless gradients reach every trainable; on synthetic tokens."""
         ...
 
-    def train(self, arrays: Arrays, records: EncodedRecords, *, steps: int, randomness: Randomness) -> Arrays:
+    def train(
+        self,
+        arrays: Arrays,
+        records: EncodedRecords,
+        *,
+        steps: int,
+        randomness: Randomness,
+        round_number: int = 1,
+    ) -> Arrays:
         """The noised update."""
         ...
 
@@ -270,7 +278,9 @@ class TenantApp:
         request, records, randomness = reserved.request, reserved.records, reserved.randomness
         if request.kind is Kind.TRAIN:
             steps = self._segment.plan.local_steps
-            return self._trainer.train(request.arrays, records, steps=steps, randomness=randomness)
+            return self._trainer.train(
+                request.arrays, records, steps=steps, randomness=randomness, round_number=request.round
+            )
         return self._evaluator.evaluate(request.arrays, records, randomness)
 
     def _stored(self, request: Request, key: str, question: str) -> Reply | None:

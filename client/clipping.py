@@ -5,6 +5,10 @@ over ALL of the user's sampled records, over however many physical chunks, is cl
 one user count 2 C). Gaussian noise of standard deviation sigma * C goes on that sum, also when nobody was sampled.
 Everything after it, the division by the float q * declared_users included, is post-processing.
 
+Head and LoRA factors may be clipped apart, to C_head and C_lora with C_head^2 + C_lora^2 = C^2. Then a user's clipped
+mean has a squared norm of at most C_head^2 + C_lora^2, so it is at most C as a whole, and the sum with one noise is ONE
+release of sensitivity C, no more and no less (McMahan et al. 2018, https://arxiv.org/abs/1710.06963, section 3).
+
 A user's mean has the same bits whoever else is sampled: per-sample gradients have (see
 `fedprofile.common.modeling.invariance`), and they are added record by record, in the user's own order. From there on
 only float64 roundings, of norms and of the sum, depend on the group; nothing amplifies them, and `check_grid` leaves
@@ -14,11 +18,14 @@ Guarantees, each with a test:
     - equals a loop over users, whatever the chunks;
     - a user whose mean is not finite contributes zero and still counts as sampled; 1e30 is clipped like any other;
     - an empty sample releases noise;
+    - with clip groups each part is at most its own share of C, and the whole at most C;
     - sum and noise lie on the grid of `fedprofile.client.noise`;
     - a gradient is used once: a second `step` without new users raises.
 """
 
+import math
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -42,9 +49,12 @@ class UserDPOptimizer(DPOptimizer):  # type: ignore[misc]
         clip_norm: C.
         denominator: The float q * declared_users.
         randomness: Of this reservation.
+        clip_shares: Of C, for each of the inner optimiser's parameter groups, which are then clipped apart; None clips
+            all of them together.
 
     Raises:
-        ConfigError: The denominator is not positive, or the accounting would not cover the rounding.
+        ConfigError: The denominator is not positive, the accounting would not cover the rounding, or there is not one
+            positive share for each group, their squares adding up to 1.
     """
 
     def __init__(
@@ -55,6 +65,7 @@ class UserDPOptimizer(DPOptimizer):  # type: ignore[misc]
         clip_norm: float,
         denominator: float,
         randomness: Randomness,
+        clip_shares: Sequence[float] | None = None,
     ) -> None:
         if not denominator > 0:
             raise ConfigError(f"denominator={denominator} must be positive; it is sample_rate * declared_users.")
@@ -69,6 +80,15 @@ class UserDPOptimizer(DPOptimizer):  # type: ignore[misc]
         self._trainables: list[Any] = self.params
         self._sizes = [parameter.numel() for parameter in self._trainables]
         check_grid(noise_multiplier, sum(self._sizes))
+        sizes = [len(group["params"]) for group in optimizer.param_groups]
+        if clip_shares is None:
+            sizes, clip_shares = [sum(sizes)], (1.0,)
+        if len(clip_shares) != len(sizes) or min(clip_shares) <= 0 or abs(math.hypot(*clip_shares) - 1) > 1e-12:
+            raise ConfigError(
+                f"clip_shares={list(clip_shares)} must be one positive part of the clip norm for each of the "
+                f"{len(sizes)} parameter groups, and their squares must add up to 1: the noise covers no more."
+            )
+        self._clip_groups = [(size, share * clip_norm) for size, share in zip(sizes, clip_shares, strict=True)]
         self._denominator = denominator
         self._randomness = randomness
         self._counts: torch.Tensor | None = None
@@ -115,13 +135,16 @@ class UserDPOptimizer(DPOptimizer):  # type: ignore[misc]
         counts, sums = self._counts, self._sums
         self._counts, self._sums = None, []
         means = [part.div_(counts[:, None]).double() for part in sums]
-        norms = torch.stack([part.square().sum(dim=1) for part in means]).sum(dim=0).sqrt()
-        finite = torch.isfinite(norms)
-        factors = torch.where(finite, self.max_grad_norm / norms.clamp(min=self.max_grad_norm), 0.0)
+        squares = iter([part.square().sum(dim=1) for part in means])
+        norms = [torch.stack(list(islice(squares, size))).sum(dim=0).sqrt() for size, _ in self._clip_groups]
+        finite = torch.isfinite(torch.stack(norms)).all(dim=0)
+        factors: list[torch.Tensor] = []
+        for norm, (size, bound) in zip(norms, self._clip_groups, strict=True):
+            factors += [torch.where(finite, bound / norm.clamp(min=bound), 0.0)] * size
         if not bool(finite.all()):
             for part in means:
                 part[~finite] = 0.0
-        self._total += torch.cat([factors @ part for part in means]).cpu()
+        self._total += torch.cat([factor @ part for factor, part in zip(factors, means, strict=True)]).cpu()
 
     def add_noise(self) -> None:
         """Secure Gaussian noise on the sum, both on one grid; the result goes to `p.grad` as float32."""

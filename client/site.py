@@ -166,9 +166,10 @@ def open_site(
         cache = PrefixCache(model, folder=directory.cache, secret=directory.secret())
 
         def refresh(records: EncodedRecords) -> None:
-            cache.prune(records.tokens)
-            cache.fill(records.tokens)
-            if wrong := len(np.unique(records.user[cache.broken(records.tokens)])):
+            viewed = records.with_views(card.training.views)
+            cache.prune(viewed.tokens)
+            cache.fill(viewed.tokens)
+            if wrong := len(np.unique(viewed.user[cache.broken(viewed.tokens)])):
                 _log.warning(
                     "the base model's activations are not finite for %d users; these records count zero.", wrong
                 )
@@ -183,7 +184,8 @@ def open_site(
         # Strictly, as nothing has been sent yet; what is wrong later leaves out the user whose it is.
         examples.validate()
         found = source()
-        cache.check_finite([*found.training.tokens, *found.evaluation.tokens])
+        views = card.training.views
+        cache.check_finite([*found.training.with_views(views).tokens, *found.evaluation.with_views(views).tokens])
         say(
             f"ready: {len(found.training.users)} users to train on, {len(found.evaluation.users)} to evaluate on; "
             f"at most {agreement.cap}."

@@ -12,32 +12,36 @@ all of them a record's gradient has the same bits, so that a user's mean is a fu
 They are added up in an order of their own, by padded length and place.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from opacus.grad_sample.utils import prepare_module
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from fedprofile.client.clipping import UserDPOptimizer
 from fedprofile.client.noise import check_grid
 from fedprofile.client.randomness import Randomness, SecureRandomness
-from fedprofile.client.sampling import choose_records, sample_users
+from fedprofile.client.sampling import choose_records, sample_users, take_records
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.client.selftest import check_export, check_training
 from fedprofile.common.adapters import scale_to_norm
 from fedprofile.common.card import FederationCard
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import Arrays
+from fedprofile.common.modeling.adversarial import moved, without
 from fedprofile.common.modeling.batches import equal_chunks, padded_lengths
 from fedprofile.common.modeling.head import summed_loss
 from fedprofile.common.modeling.invariance import Pass
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import Prefixes, ProfileModel
+from fedprofile.common.schedule import CONSTANT, Schedule
 
 GROUP_USERS = 64
 """How many users' gradients are held at once."""
@@ -88,7 +92,7 @@ class TrainingSettings:
         clip_norm: C.
         records_per_user: m.
         declared_users: What the tenant typed; never a count.
-        optimizer: "adam" or "sgd".
+        optimizer: "adam", "adamw" or "sgd".
         learning_rate: Of the adapter.
         head_learning_rate: Of what is named `head.*`.
         momentum: For "sgd".
@@ -98,6 +102,11 @@ class TrainingSettings:
             none. They are public constants of at most 1. A user's group is that of the user's own first record, so
             that nobody's rate depends on anyone else, and each user's privacy loss is that of q times the own share:
             q covers everybody (Poisson sampling at a lower rate costs less).
+        weight_decay: For "adamw". It depends on what is trained and on nothing else, as the noised gradients do.
+        schedule: Of the learning rates.
+        head_clip: The head is clipped to this part of C and the LoRA factors to the rest; None clips both together.
+        views: Of each record; see `fedprofile.common.interactions.record_views`.
+        adversarial: How far records are moved; see `fedprofile.common.modeling.adversarial`.
     """
 
     sample_rate: float
@@ -105,13 +114,18 @@ class TrainingSettings:
     clip_norm: float
     records_per_user: int
     declared_users: int
-    optimizer: Literal["adam", "sgd"]
+    optimizer: Literal["adam", "adamw", "sgd"]
     learning_rate: float
     head_learning_rate: float
     momentum: float
     proximal: float
     max_update_norm: float
     group_shares: tuple[float, ...] = ()
+    weight_decay: float = 0.0
+    schedule: Schedule = CONSTANT
+    head_clip: float | None = None
+    views: int = 1
+    adversarial: float = 0.0
 
     def __post_init__(self) -> None:
         if not all(0 < share <= 1 for share in self.group_shares):
@@ -133,6 +147,11 @@ class TrainingSettings:
             momentum=training.momentum,
             proximal=training.proximal,
             max_update_norm=card.max_update_norm,
+            weight_decay=training.weight_decay,
+            schedule=Schedule(training.schedule, training.warmup, training.rounds),
+            head_clip=training.head_clip if card.adapter.method == "lora" else None,
+            views=training.views,
+            adversarial=training.adversarial,
         )
 
     @property
@@ -171,6 +190,11 @@ class TrainingSettings:
             proximal=0.0,
             max_update_norm=float("inf"),
             group_shares=(),
+            weight_decay=0.0,
+            schedule=CONSTANT,
+            head_clip=None,
+            views=1,
+            adversarial=0.0,
         )
 
     def inner_optimizer(self, adapter: Sequence[torch.Tensor], head: Sequence[torch.Tensor]) -> torch.optim.Optimizer:
@@ -190,7 +214,24 @@ class TrainingSettings:
         groups = [group for group in groups if group["params"]]
         if self.optimizer == "adam":
             return torch.optim.Adam(groups)
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(groups, weight_decay=self.weight_decay)
         return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
+
+    def scheduled(self, optimizer: torch.optim.Optimizer, round_number: int, steps: int) -> LambdaLR:
+        """Puts the learning rates of a round's first step into an optimiser; its own `step` goes to the next.
+
+        Args:
+            optimizer: From `inner_optimizer`.
+            round_number: As the server says.
+            steps: Of the round.
+        """
+        return LambdaLR(optimizer, lambda step: self.schedule.factor(round_number, step, steps))
+
+    @property
+    def clip_shares(self) -> tuple[float, float] | None:
+        """Parts of C to which LoRA factors and head are clipped; their squares add up to 1. None: both together."""
+        return None if self.head_clip is None else (math.sqrt(1 - self.head_clip**2), self.head_clip)
 
     def bounded(self, moved: dict[str, NDArray[np.float32]]) -> Arrays:
         """An update as it is released: of at most `max_update_norm`; zeros where it is not finite."""
@@ -240,7 +281,15 @@ class PrivateTrainer:
         plain = PrivateTrainer(model=self._model, cache=cache, settings=settings)
         return plain.train(arrays, records, steps=1, randomness=SecureRandomness())
 
-    def train(self, arrays: Arrays, records: EncodedRecords, *, steps: int, randomness: Randomness) -> Arrays:
+    def train(
+        self,
+        arrays: Arrays,
+        records: EncodedRecords,
+        *,
+        steps: int,
+        randomness: Randomness,
+        round_number: int = 1,
+    ) -> Arrays:
         """One release.
 
         Args:
@@ -248,6 +297,7 @@ class PrivateTrainer:
             records: Of the training users.
             steps: T.
             randomness: Made for this reservation alone.
+            round_number: As the request says; the schedule of the learning rates depends on it.
 
         Returns:
             New minus old adapter, float32, of at most `max_update_norm`; zeros where it is not finite.
@@ -258,13 +308,16 @@ class PrivateTrainer:
         start = {name: parameter.detach().clone() for name, parameter in trainables.items()}
         head = [parameter for name, parameter in trainables.items() if name.startswith("head.")]
         rest = [parameter for name, parameter in trainables.items() if not name.startswith("head.")]
+        inner = self._settings.inner_optimizer(rest, head)
         optimizer = UserDPOptimizer(
-            self._settings.inner_optimizer(rest, head),
+            inner,
             noise_multiplier=self._settings.noise_multiplier,
             clip_norm=self._settings.clip_norm,
             denominator=self._settings.denominator,
             randomness=randomness,
+            clip_shares=self._settings.clip_shares,
         )
+        schedule = self._settings.scheduled(inner, round_number, steps)
         if self._settings.proximal:
             optimizer.attach_step_hook(lambda _: self._pull_back(trainables, start))
         hooks = prepare_module(self._model, "hooks", wrap_model=False, loss_reduction="sum", batch_first=True)
@@ -273,7 +326,8 @@ class PrivateTrainer:
                 # The lowest adapter's input is cached, so it has no gradient; its weights have one all the same.
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")
                 for _ in range(steps):
-                    self._step(optimizer, records, tokens_at_once, randomness)
+                    self._step(optimizer, records, tokens_at_once, randomness, hooks)
+                    schedule.step()
         finally:
             optimizer.zero_grad()
             hooks.cleanup()
@@ -281,24 +335,36 @@ class PrivateTrainer:
         return self._settings.bounded(moved)
 
     def _step(
-        self, optimizer: UserDPOptimizer, records: EncodedRecords, tokens_at_once: int, randomness: Randomness
+        self,
+        optimizer: UserDPOptimizer,
+        records: EncodedRecords,
+        tokens_at_once: int,
+        randomness: Randomness,
+        hooks: Any,
     ) -> None:
         sampled = sample_users(len(records.users), self._settings.rates(records), randomness)
         places = choose_records(records.user, sampled, self._settings.records_per_user, randomness)
-        tokens = [records.tokens[place] for place in places]
-        lengths = padded_lengths(tokens, self._model.card.history.max_tokens)
+        taken = take_records(records, places).with_views(self._settings.views)
+        lengths = padded_lengths(taken.tokens, self._model.card.history.max_tokens)
         optimizer.zero_grad()
-        for counts, chunks in user_groups(records.user[places], places, lengths, tokens_at_once):
+        for counts, chunks in user_groups(taken.user, np.arange(len(taken)), lengths, tokens_at_once):
             optimizer.open_users(counts)
             for chunk in chunks:
-                self._backward(records, chunk.places)
+                self._backward(taken, chunk.places, hooks)
                 optimizer.accumulate(torch.from_numpy(chunk.users))
             optimizer.close_users()
         optimizer.step()
 
-    def _backward(self, records: EncodedRecords, places: NDArray[np.int64]) -> None:
-        logits = self._model([records.tokens[place] for place in places], records.features[places], self._cache)
-        summed_loss(logits, torch.from_numpy(records.labels[places])).backward()
+    def _backward(self, records: EncodedRecords, places: NDArray[np.int64], hooks: Any) -> None:
+        model, part = self._model, self._settings.adversarial
+        tokens, features = [records.tokens[place] for place in places], records.features[places]
+        labels = torch.from_numpy(records.labels[places])
+        batch = model.batch(tokens)
+        prefix = model.entry(batch, tokens, self._cache) if part or self._cache is not None else None
+        if prefix is not None and part:
+            with without(hooks):
+                prefix = moved(model, batch, features, prefix, labels, part)
+        summed_loss(model.logits(batch, features, prefix), labels).backward()
 
     def _pull_back(self, trainables: dict[str, nn.Parameter], start: dict[str, torch.Tensor]) -> None:
         """FedProx's term, on what is noised already."""

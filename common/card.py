@@ -278,6 +278,13 @@ class AdapterSpec(Frozen):
     norm with LoRA's, so it decides how much of the clipped update each of the two gets. It is bounded because whoever
     writes the card is not trusted: beside a large factor the bound on an adapter's values would mean nothing, and
     rounding errors of the text would become logits."""
+    label_head: float = Field(default=0.0, ge=0, le=100)
+    """Above 0 the head starts from the base's embeddings of the label names, which are public, as
+    the classifier that takes the nearest: a text that is a label's name has about this much more for it than for
+    another. At 0 the head starts at zero."""
+    a_of: Sha256 | None = None
+    """Hash of the card whose frozen A matrices are used instead of this card's own. A B that was trained elsewhere
+    means nothing beside another A, so an `initial_adapter` where B alone is trained needs it."""
 
 
 class TrainingSpec(Frozen):
@@ -285,13 +292,34 @@ class TrainingSpec(Frozen):
 
     rounds: int = Field(ge=1, le=10_000)
     local_steps: int = Field(ge=1, le=10_000)
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(gt=0)
     head_learning_rate: float = Field(gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """For `sgd`."""
+    weight_decay: float = Field(default=0.0, ge=0, lt=1)
+    """For `adamw`: a step shrinks what is trained by the learning rate times this."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rates fall over the whole run; see `fedprofile.common.schedule`."""
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Part of the run's steps over which the learning rates rise."""
     proximal: float = Field(default=0.0, ge=0)
     """FedProx's mu; the term is added after the noise."""
+    head_clip: float | None = Field(default=None, gt=0, lt=1)
+    """Clip head and LoRA factors apart: the head to this part of the tenant's clip norm C, the factors to
+    sqrt(1 - head_clip^2) of it, so that both together are at most C; None clips them together. Not read where the head
+    alone is trained."""
+    views: int = Field(default=1, ge=1, le=8)
+    """Of each record, averaged before clipping; see `fedprofile.common.interactions.record_views`."""
+    adversarial: float = Field(default=0.0, ge=0, le=1)
+    """Above 0 each record is trained at activations moved by this part of their norm to where its own loss is higher;
+    see `fedprofile.common.modeling.adversarial`."""
+
+    @model_validator(mode="after")
+    def _decay_has_its_optimizer(self) -> Self:
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError("weight_decay is for optimizer = 'adamw'; other optimizers do not read it")
+        return self
 
 
 class AggregationSpec(Frozen):
@@ -309,6 +337,9 @@ class AggregationSpec(Frozen):
     """Whether tenants that the noised evaluation tables show to be served badly weigh more: in proportion to their
     error to the power of `fairness_q`, or the worse half of them four times. See `fedprofile.server.fair_weights`."""
     fairness_q: float = Field(default=1.0, gt=0, le=5)
+    average_last: int = Field(default=1, ge=1, le=100)
+    """What is evaluated, delivered and exported is the mean of the adapters after the last so many rounds; training
+    goes on from the last one itself. Averages of what is released cost nothing."""
 
 
 class RoundsSpec(Frozen):
@@ -379,6 +410,14 @@ class FederationCard(Frozen):
             )
         if self.evaluation.patience and self.evaluation.when != "every-round":
             raise ValueError("evaluation.patience needs evaluation.when = 'every-round'")
+        if self.initial_adapter and self.adapter.method == "lora" and self.adapter.train == "B":
+            if self.adapter.a_of is None:
+                raise ValueError(
+                    "initial_adapter with adapter.train = 'B' needs adapter.a_of, the hash of the card that it was "
+                    "trained under: B was trained beside that card's A"
+                )
+        elif self.adapter.a_of is not None:
+            raise ValueError("adapter.a_of is for an initial_adapter where B alone is trained")
         if not math.isfinite(self.max_update_norm):
             raise ValueError("max_update_norm must be finite")
         return self

@@ -6,6 +6,7 @@ no vocabulary, scaler or class weight, and no other user's rows (PRIVACY.md, "Sa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -94,6 +95,60 @@ class EncodedRecords:
             labels=self.labels[chosen],
             groups=self.groups[chosen],
         )
+
+    def with_views(self, views: int) -> "EncodedRecords":
+        """Each record replaced by its views, which stand together.
+
+        Args:
+            views: Of each record; see `record_views`.
+
+        Returns:
+            `views` times as many records of the same users.
+        """
+        if views == 1:
+            return self
+        return replace(
+            self,
+            user=np.repeat(self.user, views),
+            tokens=[view for record in self.tokens for view in record_views(record, views)],
+            features=np.repeat(self.features, views, axis=0),
+            labels=np.repeat(self.labels, views),
+            groups=np.repeat(self.groups, views),
+        )
+
+
+def joined(parts: Sequence[EncodedRecords]) -> EncodedRecords:
+    """Records of several tenants, one after another; the numbers of users mean nothing."""
+    return EncodedRecords(
+        users=(),
+        user=np.concatenate([part.user for part in parts]),
+        tokens=[tokens for part in parts for tokens in part.tokens],
+        features=np.concatenate([part.features for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        groups=np.concatenate([part.groups for part in parts]),
+    )
+
+
+def record_views(tokens: NDArray[np.int32], views: int) -> list[NDArray[np.int32]]:
+    """A record whole, and without one part of its text after the other.
+
+    Trained together, a record's views do the work of augmentation without a cost in privacy: their mean is a function
+    of one user's records, which is clipped once (De et al. 2022, https://arxiv.org/abs/2204.13650). Which parts are
+    left out is public and always the same, so that activations of views are stored as those of records are.
+
+    Args:
+        tokens: With special tokens.
+        views: k. The tokens between the first and the last are cut into k parts that are as equal as can be; view i is
+            without part i, and the last part, the newest, is left out of none.
+
+    Returns:
+        k arrays, the first of them the record itself.
+
+    >>> [view.tolist() for view in record_views(np.array([101, 1, 2, 3, 4, 5, 102], np.int32), 3)]
+    [[101, 1, 2, 3, 4, 5, 102], [101, 2, 3, 4, 5, 102], [101, 1, 4, 5, 102]]
+    """
+    ends = [1 + max(0, len(tokens) - 2) * part // views for part in range(views)]
+    return [tokens, *(np.delete(tokens, slice(*part)) for part in pairwise(ends))]
 
 
 def render(template: str, row: Row) -> str:

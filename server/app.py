@@ -198,7 +198,7 @@ class _Run:
             else:
                 self._train()
         self._deliver(late)
-        return FederationResult(self._at.arrays, self._at.round, self._at.finished, tuple(self._records))
+        return FederationResult(self._at.result, self._at.round, self._at.finished, tuple(self._records))
 
     def _evaluate(self) -> None:
         number = self._at.round
@@ -208,7 +208,7 @@ class _Run:
 
         def ask() -> Outcome:
             nonlocal stop
-            record = record_of(self._at.arrays)
+            record = record_of(self._at.result)
             questions = list(self._strategy.configure_evaluate(number, record, ConfigRecord(), self._grid))
             self._journal.asking(Kind.EVALUATE, number, len(questions))
             replies = self._grid.send_and_receive(questions, timeout=self._card.rounds.timeout)
@@ -235,7 +235,7 @@ class _Run:
                 replies = self._grid.send_and_receive(questions, timeout=self._card.rounds.timeout)
                 arrays: ArrayRecord | None = self._strategy.aggregate_train(number, replies)[0]
                 if arrays is not None:
-                    self._at.arrays, self._at.round = numpy_of(arrays), number
+                    self._at.advance(numpy_of(arrays), self._card.aggregation.average_last)
                     self._at.optimizer = self._strategy.optimizer_state()
                     advanced = True
                 return self._strategy.outcome
@@ -267,7 +267,7 @@ class _Run:
 
                 def ask() -> Outcome:
                     questions = self._strategy.ask(
-                        Kind.DELIVER, self._at.round, self._at.arrays, self._grid, skip=self._at.delivered
+                        Kind.DELIVER, self._at.round, self._at.result, self._grid, skip=self._at.delivered
                     )
                     self._journal.asking(Kind.DELIVER, self._at.round, len(questions))
                     replies = self._grid.send_and_receive(questions, timeout=min(self._card.rounds.timeout, 60.0))

@@ -1,9 +1,10 @@
 """Where the run stands, in one file that is replaced as one step after every round.
 
-One safetensors file holds the global adapter, the server optimiser's state and, as its metadata, everything else: the
-round, which evaluations are done, each tenant's ledger mark, early stopping, and how long the history was. There is
-no random state to keep: the server draws nothing. A killed server begins the round anew that it was in; tenants that
-had finished it answer from their outbox, byte for byte and at no cost.
+One safetensors file holds the global adapter, those of the rounds before where they are averaged, the server
+optimiser's state and, as its metadata, everything else: the round, which evaluations are done, each tenant's ledger
+mark, early stopping, and how long the history was. There is no random state to keep: the server draws nothing. A killed
+server begins the round anew that it was in; tenants that had finished it answer from their outbox, byte for byte and at
+no cost.
 """
 
 import json
@@ -22,7 +23,7 @@ from fedprofile.server.evaluation import EarlyStopping
 from fedprofile.server.files import write_atomically
 
 FORMAT = 1
-_ADAPTER, _OPTIMIZER = "adapter/", "optimizer/"
+_ADAPTER, _OPTIMIZER, _RECENT = "adapter/", "optimizer/", "recent/"
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Checkpoint:
         finished: Why the run is over; empty while it is not.
         delivered: Who has the final adapter.
         history_length: Bytes of the history that belong to it.
+        recent: The adapters after the last rounds, the newest last, where more than one is averaged.
     """
 
     card_hash: str
@@ -52,6 +54,29 @@ class Checkpoint:
     finished: str = ""
     delivered: list[str] = field(default_factory=list)
     history_length: int = 0
+    recent: list[Arrays] = field(default_factory=list)
+
+    def advance(self, arrays: Arrays, keep: int) -> None:
+        """One more round is done.
+
+        Args:
+            arrays: The global adapter after it.
+            keep: The card's `average_last`.
+        """
+        self.arrays, self.round = arrays, self.round + 1
+        self.recent = [*self.recent, arrays][-keep:] if keep > 1 else []
+
+    @property
+    def result(self) -> Arrays:
+        """What is evaluated, delivered and exported: the mean over `recent` of each array, else the global adapter.
+
+        Each array is averaged by itself. With B alone trained that is the mean of the adapters' effects, too; where A
+        and B are, it is not, but a point between them.
+        """
+        if not self.recent:
+            return self.arrays
+        means = {name: np.mean([arrays[name] for arrays in self.recent], axis=0, dtype=float) for name in self.arrays}
+        return {name: means[name].astype(value.dtype) for name, value in self.arrays.items()}
 
     def write(self, path: Path) -> None:
         """Replace the file."""
@@ -68,9 +93,12 @@ class Checkpoint:
             "delivered": self.delivered,
             "history_length": self.history_length,
             "order": list(self.arrays),
+            "recent": len(self.recent),
         }
         tensors = {f"{_ADAPTER}{name}": value for name, value in self.arrays.items()}
         tensors |= {f"{_OPTIMIZER}{name}": value for name, value in self.optimizer.items()}
+        for place, arrays in enumerate(self.recent):
+            tensors |= {f"{_RECENT}{place}/{name}": value for name, value in arrays.items()}
         write_atomically(path, dump_arrays(tensors, {"fedprofile": json.dumps(rest)}), 0o600)
 
 
@@ -110,6 +138,9 @@ def read_checkpoint(path: Path, card_hash: str, patience: int) -> Checkpoint | N
             finished=rest["finished"],
             delivered=rest["delivered"],
             history_length=rest["history_length"],
+            recent=[
+                {name: tensors[f"{_RECENT}{place}/{name}"] for name in rest["order"]} for place in range(rest["recent"])
+            ],
         )
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: is damaged; restore the state folder from a backup.") from error

@@ -107,7 +107,7 @@ class DirectoryJournal:
 
     def _write_adapter(self, checkpoint: Checkpoint) -> None:
         metadata = {"card_hash": checkpoint.card_hash, "round": str(checkpoint.round)}
-        write_atomically(self._directory.adapter, dump_arrays(checkpoint.arrays, metadata))
+        write_atomically(self._directory.adapter, dump_arrays(checkpoint.result, metadata))
 
     def _set(self, state: str, note: str) -> None:
         with self._lock:

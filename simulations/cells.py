@@ -120,7 +120,8 @@ class CellRunner:
         _, cache = self.base(prepared.card).model(prepared.card)
         if cache is not None and self.engine.cache == "full" and self.engine.kind == "in-process":
             for tenant in prepared.tenants:
-                cache.fill([*tenant.records.training.tokens, *tenant.records.evaluation.tokens])
+                viewed = tenant.records.training.with_views(prepared.card.training.views)
+                cache.fill([*viewed.tokens, *tenant.records.evaluation.tokens])
 
     def run(self, cell: Cell, on_round: OnRound) -> CellOutcome:
         """Run one cell.

@@ -13,7 +13,7 @@ depend on the chunk that it is in. It is for simulations only, and the floors ke
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from fedprofile.client.noise import check_grid, noised_sum
 from fedprofile.client.randomness import Randomness, SecureRandomness
-from fedprofile.client.sampling import choose_records, sample_users
+from fedprofile.client.sampling import choose_records, sample_users, take_records
 from fedprofile.client.selftest import check_export, check_training
 from fedprofile.client.training import TrainingSettings
-from fedprofile.common.interactions import EncodedRecords
+from fedprofile.common.interactions import EncodedRecords, joined
 from fedprofile.common.messages import Arrays
+from fedprofile.common.modeling.adversarial import moved
 from fedprofile.common.modeling.head import summed_loss
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import Prefixes, ProfileModel
@@ -50,6 +51,7 @@ class TrainingJob:
         records: Of its training users.
         steps: T.
         randomness: Made for this reservation alone.
+        round_number: As the request says.
     """
 
     settings: TrainingSettings
@@ -57,6 +59,7 @@ class TrainingJob:
     records: EncodedRecords = field(repr=False)
     steps: int
     randomness: Randomness = field(repr=False)
+    round_number: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,13 @@ class _Sample:
 
     Args:
         job: Of each record.
-        place: Of each record in its job's records.
-        user: Of each record; distinct over all jobs, records of one user together.
+        records: Their views; users are distinct over all jobs, and records of one user stand together.
+        adversarial: How far they are moved.
     """
 
     job: NDArray[np.int64]
-    place: NDArray[np.int64]
-    user: NDArray[np.int64]
+    records: EncodedRecords
+    adversarial: float
 
 
 class CohortTrainer:
@@ -114,7 +117,8 @@ class CohortTrainer:
         """The noised update of every job.
 
         Args:
-            jobs: Of one federation: they may differ in all but optimiser, learning rates, momentum and FedProx's mu.
+            jobs: Of one federation: they may differ in all but what its card says of optimiser, learning rates, clip
+                groups and views.
 
         Returns:
             As `PrivateTrainer.train` gives for each by itself, in their order.
@@ -124,13 +128,14 @@ class CohortTrainer:
             ValueError: The jobs differ in what they must share.
         """
         updates: list[Arrays] = [{}] * len(jobs)
-        for steps in sorted({job.steps for job in jobs}):
-            places = [place for place, job in enumerate(jobs) if job.steps == steps]
-            for place, update in zip(places, self._train([jobs[place] for place in places], steps), strict=True):
+        for steps, number in sorted({(job.steps, job.round_number) for job in jobs}):
+            places = [place for place, job in enumerate(jobs) if (job.steps, job.round_number) == (steps, number)]
+            some = self._train([jobs[place] for place in places], steps, number)
+            for place, update in zip(places, some, strict=True):
                 updates[place] = update
         return updates
 
-    def _train(self, jobs: Sequence[TrainingJob], steps: int) -> list[Arrays]:
+    def _train(self, jobs: Sequence[TrainingJob], steps: int, round_number: int) -> list[Arrays]:
         settings = _shared(jobs)
         stacked = StackedAdapters(self._model, [job.arrays for job in jobs])
         for job in jobs:
@@ -138,6 +143,7 @@ class CohortTrainer:
         parts = [part for part in (stacked.factors, stacked.heads) if part.shape[1]]
         start = [part.clone() for part in parts]
         optimizer = settings.inner_optimizer([stacked.factors] if len(parts) > 1 else [], [stacked.heads])
+        schedule = settings.scheduled(optimizer, round_number, steps)
         for _ in range(steps):
             noised = self._noised(jobs, self._sums(stacked, jobs))
             for part, gradient, before in zip(
@@ -147,6 +153,7 @@ class CohortTrainer:
                 if settings.proximal:
                     part.grad.add_(part - before, alpha=settings.proximal)
             optimizer.step()
+            schedule.step()
         return [self._released(stacked, row, job) for row, job in enumerate(jobs)]
 
     def _released(self, stacked: StackedAdapters, row: int, job: TrainingJob) -> Arrays:
@@ -158,32 +165,31 @@ class CohortTrainer:
         sample = _draw(jobs)
         clip = torch.tensor([job.settings.clip_norm for job in jobs], dtype=torch.float64, device=self._model.device)
         total = torch.zeros((len(jobs), stacked.size), dtype=torch.float64, device=self._model.device)
-        tokens = [jobs[job].records.tokens[place] for job, place in zip(sample.job, sample.place, strict=True)]
-        lengths = np.array([max(1, len(record)) for record in tokens], dtype=np.int64)
-        for group in _groups(sample.user, lengths, GROUP_BYTES // (4 * stacked.size)):
-            users, inside, counts = np.unique(sample.user[group], return_inverse=True, return_counts=True)
+        user = sample.records.user
+        lengths = np.array([max(1, len(record)) for record in sample.records.tokens], dtype=np.int64)
+        for group in _groups(user, lengths, GROUP_BYTES // (4 * stacked.size)):
+            users, inside, counts = np.unique(user[group], return_inverse=True, return_counts=True)
             sums = torch.zeros((len(users), stacked.size), device=self._model.device)
             owners = torch.zeros(len(users), dtype=torch.int64, device=self._model.device)
             for whole in _chunks(lengths[group], self._tokens_at_once):
-                for chunk, gradients in self._passes(stacked, jobs, sample, group, whole):
+                for chunk, gradients in self._passes(stacked, sample, group, whole):
                     places = torch.from_numpy(inside[chunk]).to(self._model.device)
                     sums.index_add_(0, places, gradients)
                     owners[places] = torch.from_numpy(sample.job[group[chunk]]).to(self._model.device)
             sums /= torch.from_numpy(counts).to(sums)[:, None]
-            _add_clipped(total, sums, owners, clip[owners])
+            _add_clipped(total, sums, owners, clip[owners], jobs[0].settings.clip_shares, stacked.factors.shape[1])
         return total
 
     def _passes(
         self,
         stacked: StackedAdapters,
-        jobs: Sequence[TrainingJob],
         sample: _Sample,
         group: NDArray[np.int64],
         chunk: NDArray[np.int64],
     ) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
         """A chunk with its records' gradients; in halves, and smaller ones from then on, where memory runs out."""
         try:
-            gradients = self._gradients(stacked, jobs, sample, group[chunk])
+            gradients = self._gradients(stacked, sample, group[chunk])
         except torch.OutOfMemoryError:
             if len(chunk) == 1:
                 raise
@@ -197,21 +203,22 @@ class CohortTrainer:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         for half in np.array_split(chunk, 2):
-            yield from self._passes(stacked, jobs, sample, group, half)
+            yield from self._passes(stacked, sample, group, half)
 
-    def _gradients(
-        self, stacked: StackedAdapters, jobs: Sequence[TrainingJob], sample: _Sample, chunk: NDArray[np.int64]
-    ) -> torch.Tensor:
+    def _gradients(self, stacked: StackedAdapters, sample: _Sample, chunk: NDArray[np.int64]) -> torch.Tensor:
         """Each record's gradient, [n, size]."""
-        picked = [(jobs[job].records, place) for job, place in zip(sample.job[chunk], sample.place[chunk], strict=True)]
-        tokens = [records.tokens[place] for records, place in picked]
-        features = np.stack([records.features[place] for records, place in picked])
-        labels = torch.tensor([int(records.labels[place]) for records, place in picked])
+        tokens = [sample.records.tokens[place] for place in chunk]
+        features, labels = sample.records.features[chunk], torch.from_numpy(sample.records.labels[chunk])
+        part = sample.adversarial
         # To the longest record and no further: no proof rests on the shape here.
         batch = self._model.batch(tokens, max(1, *map(len, tokens)))
 
         def summed() -> torch.Tensor:
-            return summed_loss(self._model.logits_of(batch, tokens, features, self._cache), labels)
+            if not part:
+                return summed_loss(self._model.logits_of(batch, tokens, features, self._cache), labels)
+            start = self._model.entry(batch, tokens, self._cache)
+            near = moved(self._model, batch, features, start, labels, part)
+            return summed_loss(self._model.logits(batch, features, near), labels)
 
         rows = torch.from_numpy(sample.job[chunk]).to(self._model.device)
         with self._model.short_cuts():
@@ -242,14 +249,33 @@ class CohortMember:
         """See `CohortTrainer.self_test`."""
         self._trainer.self_test(self._settings)
 
-    def train(self, arrays: Arrays, records: EncodedRecords, *, steps: int, randomness: Randomness) -> Arrays:
+    def train(
+        self,
+        arrays: Arrays,
+        records: EncodedRecords,
+        *,
+        steps: int,
+        randomness: Randomness,
+        round_number: int = 1,
+    ) -> Arrays:
         """See `PrivateTrainer.train`."""
-        return self._trainer.train([TrainingJob(self._settings, arrays, records, steps, randomness)])[0]
+        return self._trainer.train([TrainingJob(self._settings, arrays, records, steps, randomness, round_number)])[0]
 
 
 def _shared(jobs: Sequence[TrainingJob]) -> TrainingSettings:
     """Settings of which what the card decides is the same for all jobs."""
-    names = ("optimizer", "learning_rate", "head_learning_rate", "momentum", "proximal")
+    names = (
+        "optimizer",
+        "learning_rate",
+        "head_learning_rate",
+        "momentum",
+        "proximal",
+        "weight_decay",
+        "schedule",
+        "head_clip",
+        "views",
+        "adversarial",
+    )
     first = jobs[0].settings
     for job in jobs:
         for name in names:
@@ -260,15 +286,17 @@ def _shared(jobs: Sequence[TrainingJob]) -> TrainingSettings:
 
 def _draw(jobs: Sequence[TrainingJob]) -> _Sample:
     """Who enters a step with which records: the draws of `PrivateTrainer`, from each job's own source."""
-    parts: list[tuple[NDArray[np.int64], ...]] = []
+    taken: list[EncodedRecords] = []
     users_before = 0
-    for number, job in enumerate(jobs):
+    for job in jobs:
         records, settings = job.records, job.settings
         sampled = sample_users(len(records.users), settings.rates(records), job.randomness)
         places = choose_records(records.user, sampled, settings.records_per_user, job.randomness)
-        parts.append((np.full(len(places), number), places, records.user[places] + users_before))
+        some = take_records(records, places).with_views(settings.views)
+        taken.append(replace(some, user=some.user + users_before))
         users_before += len(records.users)
-    return _Sample(*(np.concatenate(part).astype(np.int64) for part in zip(*parts, strict=True)))
+    owners = np.repeat(np.arange(len(jobs)), list(map(len, taken)))
+    return _Sample(owners, joined(taken), jobs[0].settings.adversarial)
 
 
 def _groups(user: NDArray[np.int64], lengths: NDArray[np.int64], limit: int) -> Iterator[NDArray[np.int64]]:
@@ -312,7 +340,14 @@ def _chunks(lengths: NDArray[np.int64], tokens_at_once: int) -> Iterator[NDArray
         start = end
 
 
-def _add_clipped(total: torch.Tensor, means: torch.Tensor, rows: torch.Tensor, clip: torch.Tensor) -> None:
+def _add_clipped(
+    total: torch.Tensor,
+    means: torch.Tensor,
+    rows: torch.Tensor,
+    clip: torch.Tensor,
+    shares: tuple[float, float] | None,
+    border: int,
+) -> None:
     """Clip each user's mean once and add it to its tenant's sum; a mean that is not finite counts zero.
 
     Args:
@@ -320,11 +355,18 @@ def _add_clipped(total: torch.Tensor, means: torch.Tensor, rows: torch.Tensor, c
         means: float32 [users, size].
         rows: Each user's tenant.
         clip: C of each user's tenant, float64.
+        shares: Of C, for the LoRA factors and for the head, which are then clipped apart.
+        border: Where the head begins.
     """
+    sizes = [border, means.shape[1] - border]
     for part, row, bound in zip(means.split(64), rows.split(64), clip.split(64), strict=True):
         wide = part.double()
-        norms = wide.square().sum(dim=1).sqrt()
-        finite = torch.isfinite(norms)
-        factors = torch.where(finite, bound / torch.maximum(norms, bound), 0.0)
+        groups = [(wide, bound)]
+        if shares is not None:
+            groups = [(some, share * bound) for some, share in zip(wide.split(sizes, dim=1), shares, strict=True)]
+        norms = [group.square().sum(dim=1).sqrt() for group, _ in groups]
+        finite = torch.isfinite(torch.stack(norms)).all(dim=0)
         wide[~finite] = 0.0
-        total.index_add_(0, row, wide.mul_(factors[:, None]))
+        for norm, (group, limit) in zip(norms, groups, strict=True):
+            group.mul_(torch.where(finite, limit / torch.maximum(norm, limit), 0.0)[:, None])
+        total.index_add_(0, row, wide)

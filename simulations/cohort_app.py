@@ -17,7 +17,7 @@ from flwr.app import Message
 from fedprofile.client.app import Reserved, TenantApp
 from fedprofile.client.evaluation import PrivateEvaluator
 from fedprofile.client.training import TrainingSettings
-from fedprofile.common.interactions import EncodedRecords
+from fedprofile.common.interactions import joined
 from fedprofile.common.messages import Arrays, Kind, Reply, reply_message, request_of
 from fedprofile.common.modeling.profile_model import Prefixes, ProfileModel
 from fedprofile.simulations.cohort import CohortTrainer, TrainingJob
@@ -139,7 +139,7 @@ class Cohort:
         }
         _, first = next(iter(asked.values()))
         self._model.set_arrays(first.request.arrays)
-        probabilities = self._model.predict(_joined(list(chosen.values())), self._cache)
+        probabilities = self._model.predict(joined(list(chosen.values())), self._cache)
         ends = np.cumsum([len(few) for few in chosen.values()])[:-1]
         parts = dict(zip(chosen, np.split(probabilities, ends), strict=True))
         return {
@@ -151,19 +151,8 @@ class Cohort:
 def _job(tenant: CohortTenant, start: Reserved) -> TrainingJob:
     """A training from its beginning, also where an earlier attempt has drawn from the same source."""
     randomness = copy.deepcopy(start.randomness)
-    return TrainingJob(tenant.settings, start.request.arrays, start.records, tenant.steps, randomness)
-
-
-def _joined(parts: Sequence[EncodedRecords]) -> EncodedRecords:
-    """Records of several tenants, one after another; the numbers of users mean nothing."""
-    return EncodedRecords(
-        users=(),
-        user=np.concatenate([part.user for part in parts]),
-        tokens=[tokens for part in parts for tokens in part.tokens],
-        features=np.concatenate([part.features for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
-        groups=np.concatenate([part.groups for part in parts]),
-    )
+    request = start.request
+    return TrainingJob(tenant.settings, request.arrays, start.records, tenant.steps, randomness, request.round)
 
 
 def _begin(tenant: CohortTenant, message: Message) -> Message | Reserved:

@@ -10,7 +10,8 @@ In which order a kernel sums depends on shapes and never on values, so every sha
 padded length and each number of records that a pass may hold (`fedprofile.common.modeling.batches`), the longest and
 the shortest record of that length take turns at all places, and each must come out with the bits that it has alone:
 - what the frozen layers give;
-- logits, probabilities and Opacus's per-sample gradient of every trainable, with trainables of an ordinary size;
+- logits, probabilities and Opacus's per-sample gradient of every trainable, with trainables of an ordinary size, and
+  at moved activations where the card trains there (`fedprofile.common.modeling.adversarial`);
 - logits without autograd, with trainables so large that attention and softmax are saturated.
 
 The device and the number of threads are those in use. The records are synthetic, so that the outcome says nothing of
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from opacus.grad_sample.utils import prepare_module
 
 from fedprofile.common.errors import FedprofileError
+from fedprofile.common.modeling.adversarial import moved, without
 from fedprofile.common.modeling.batches import TokenBatch, chunk_sizes, padded_length
 from fedprofile.common.modeling.head import probabilities, summed_loss
 
@@ -136,6 +138,10 @@ def _sample_gradients(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            if part := model.card.training.adversarial:
+                start = model.entry(batch, [], None) if prefix is None else prefix
+                with without(hooks):
+                    prefix = moved(model, batch, features, start, labels, part)
             logits = model.logits(batch, features, prefix)
             summed_loss(logits, labels).backward()
         samples = {name: getattr(parameter, "grad_sample", None) for name, parameter in trainables.items()}

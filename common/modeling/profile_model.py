@@ -1,7 +1,8 @@
 """The model of a federation: a frozen base, LoRA on its top layers, pooling, fused features and a linear head.
 
 Guarantees:
-- Its start is a function of the federation card alone: server and tenants compute the same arrays.
+- Its start is a function of the federation card alone: server and tenants compute the same arrays (a head that starts
+  from label names, the same up to floating-point rounding; it travels, and A, which does not, never depends on it).
 - What is trained is exactly `trainables()`; every one belongs to a plain `nn.Linear`, so that Opacus's per-record
   gradients are right. Everything else is frozen and shared with the base that was given.
 - Every dropout is off, and the model stays in training mode, because Opacus's hooks work in no other.
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, __version__
 
 from fedprofile.common.adapters import Arrays, Layout, check_arrays
 from fedprofile.common.card import FederationCard
-from fedprofile.common.interactions import EncodedRecords
+from fedprofile.common.interactions import EncodedRecords, fit_texts
 from fedprofile.common.modeling.batches import (
     PASS_TOKENS,
     TokenBatch,
@@ -97,7 +98,7 @@ class ProfileModel(nn.Module):
                 targets=adapter.targets,
                 top_layers=adapter.top_layers,
                 train=adapter.train,
-                card_hash=card.hash,
+                card_hash=adapter.a_of or card.hash,
                 base_id=card.base.id,
                 revision=card.base.revision,
             )
@@ -116,6 +117,8 @@ class ProfileModel(nn.Module):
             self._last_token = last_token(inner) if adapter.pooling == "last" else None
         # Walking the modules for them in every step would cost more than a small step itself.
         self._trainables = {wire_name(name).removeprefix("encoder."): value for name, value in self.named_trainables()}
+        if adapter.label_head:
+            self._start_from_labels(adapter.label_head)
         self._start = self.get_arrays()
         self._bounds: dict[tuple[Pass, int], int] = {}
 
@@ -246,11 +249,20 @@ class ProfileModel(nn.Module):
         self, batch: TokenBatch, tokens: Tokens, features: NDArray[np.float32], cache: Prefixes | None
     ) -> torch.Tensor:
         """As `forward`, of a batch that is padded already."""
+        return self.logits(batch, features, None if cache is None else self.entry(batch, tokens, cache))
+
+    def entry(self, batch: TokenBatch, tokens: Tokens, cache: Prefixes | None) -> torch.Tensor:
+        """What a cache holds of a padded batch, or would hold: see `logits`.
+
+        Raises:
+            ValueError: The cache is of another model.
+        """
         if cache is None:
-            return self.logits(batch, features)
+            activations = self.frozen(batch)
+            return activations.squeeze(1) if self.caches_pooled else activations * batch.mask[..., None]
         if cache.space != self.prefix_space:
             raise ValueError("the prefix cache belongs to another model")
-        return self.logits(batch, features, cache.get(tokens, batch.ids.shape[1]))
+        return cache.get(tokens, batch.ids.shape[1])
 
     def batch(self, tokens: Tokens, length: int | None = None) -> TokenBatch:
         """Records as one padded batch on `device`; see `pad_tokens`.
@@ -337,6 +349,30 @@ class ProfileModel(nn.Module):
                 logits = self([records.tokens[place] for place in chunk], records.features[chunk], cache)
             found[chunk] = probabilities(logits).cpu().numpy()
         return found
+
+    def _start_from_labels(self, logit: float) -> None:
+        """Make the head a nearest-neighbour classifier over the base's embeddings of the label names, before any data.
+
+        With r the embeddings minus their mean m, the logit of label i for a pooled text x is
+        s * ((x - m) . r_i - |r_i|^2 / 2), which is largest for the nearest label. Columns start at zero.
+
+        Args:
+            logit: The card's `label_head`; s is this over the mean of |r_i|^2.
+        """
+        names = fit_texts(
+            [[label.replace("_", " ")] for label in self.card.task.labels],
+            self.tokenizer,
+            self.card.history.max_tokens,
+        )
+        with torch.no_grad():
+            texts = torch.cat([self._pooled(self.batch([name]), None) for name in names]).double()
+            mean = texts.mean(dim=0)
+            rows = texts - mean
+            sizes = rows.square().sum(dim=1)
+            # Where all names are the same text to the base, all start at zero.
+            scale = logit / float(sizes.mean().clamp(min=1e-12))
+            self.head.weight[:, : self.hidden_size] = rows * (scale / self.card.adapter.text_scale)
+            self.head.bias.copy_(-scale * (rows @ mean + sizes / 2))
 
     def _chunks(self, tokens: Tokens, kind: Pass) -> Iterator[NDArray[np.int64]]:
         """Passes over records; none for no records."""

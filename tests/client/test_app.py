@@ -25,7 +25,7 @@ from fedprofile.client.sampling import TenantRecords
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.common.adapters import Layout, arrays_hash
 from fedprofile.common.card import FederationCard
-from fedprofile.common.errors import BudgetRefusal, DataError, Problem, RefusalCode, ReleaseError
+from fedprofile.common.errors import BudgetRefusal, DataError, PolicyRefusal, Problem, RefusalCode, ReleaseError
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import (
     TABLE,
@@ -51,6 +51,7 @@ class Linear:
     calls: int = 0
     tests: int = 0
     seen_entries: list[int] = field(default_factory=list)
+    seen_rounds: list[int] = field(default_factory=list)
     seen_users: list[tuple[str, ...]] = field(default_factory=list)
     ledger: Ledger | None = None
 
@@ -58,8 +59,11 @@ class Linear:
         self.tests += 1
         assert self.ledger is not None and self.ledger.mark().sequence == 0, "the self-test comes before the spend"
 
-    def train(self, arrays: Arrays, records: EncodedRecords, *, steps: int, randomness: Randomness) -> Arrays:
+    def train(
+        self, arrays: Arrays, records: EncodedRecords, *, steps: int, randomness: Randomness, round_number: int = 1
+    ) -> Arrays:
         self.calls += 1
+        self.seen_rounds.append(round_number)
         self.seen_users.append(records.users)
         assert self.ledger is not None
         self.seen_entries.append(self.ledger.mark().sequence)
@@ -170,6 +174,15 @@ def test_training_reserves_first_draws_then_and_answers(world: World) -> None:
         ("train", 10, arrays_hash(world.request().arrays))
     ]
     assert told.payloads == {1: arrays_hash(reply.arrays)}
+
+
+def test_the_trainer_is_told_the_round_that_was_checked(world: World) -> None:
+    for number in (1, 4):
+        world.app.handle(world.request(round=number))
+    assert world.trainer.seen_rounds == [1, 4]
+    with pytest.raises(PolicyRefusal):
+        world.app.handle(world.request(round=6))
+    assert world.trainer.seen_rounds == [1, 4]
 
 
 def test_each_reservation_has_its_own_randomness(world: World) -> None:

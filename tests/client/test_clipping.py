@@ -187,3 +187,90 @@ def test_groups_must_be_closed_in_order() -> None:
     optimizer.open_users([1])
     with pytest.raises(RuntimeError):
         optimizer.open_users([1])
+
+
+def _grouped(network: nn.Sequential, clip: float, shares: Sequence[float] | None) -> UserDPOptimizer:
+    """One parameter group for each of the two layers."""
+    groups = [{"params": list(network[place].parameters())} for place in (0, 2)]
+    return UserDPOptimizer(
+        torch.optim.SGD(groups, lr=1.0),
+        noise_multiplier=1.0,
+        clip_norm=clip,
+        denominator=1.0,
+        randomness=Silent(),
+        clip_shares=shares,
+    )
+
+
+def _grouped_sum(network: nn.Sequential, users: Sequence[int], shares: Sequence[float] | None) -> list[torch.Tensor]:
+    """The clipped sum of users of one record each, for each of the two layers; clip norm 0.5."""
+    rows, labels = _data(12)
+    optimizer = _grouped(network, 0.5, shares)
+    hooks = prepare_module(network, "hooks", wrap_model=False, loss_reduction="sum", batch_first=True)
+    optimizer.zero_grad()
+    optimizer.open_users([1] * len(users))
+    output = network((rows[list(users)] * 10).requires_grad_())
+    nn.functional.cross_entropy(output, labels[list(users)], reduction="sum").backward()
+    optimizer.accumulate(torch.arange(len(users)))
+    optimizer.pre_step()
+    hooks.cleanup()
+    return [
+        torch.cat([p.grad.flatten() for p in network[place].parameters() if p.grad is not None]).double()
+        for place in (0, 2)
+    ]
+
+
+def test_clip_groups_are_one_release_of_the_whole_clip_norm() -> None:
+    """Neighbouring data sets: each user moves each part by at most its share, and both together by at most C."""
+    shares, network = (0.6, 0.8), _network()
+    everyone = list(range(12))
+    whole = _grouped_sum(network, everyone, shares)
+    reached = []
+    for user in everyone:
+        without = _grouped_sum(network, [other for other in everyone if other != user], shares)
+        parts = [float((one - other).norm()) for one, other in zip(whole, without, strict=True)]
+        assert parts[0] <= 0.3 * (1 + 1e-5)
+        assert parts[1] <= 0.4 * (1 + 1e-5)
+        reached.append(float(np.linalg.norm(parts)))
+    assert max(reached) == pytest.approx(0.5, rel=1e-5), "no user reaches the bound, so this proves nothing"
+    assert max(reached) <= 0.5 * (1 + 1e-5)
+
+
+def test_clip_groups_equal_a_loop_over_users_and_layers() -> None:
+    rows, labels = _data(12)
+    network = _network()
+    expected = [torch.zeros(()), torch.zeros(())]
+    for user in range(12):
+        network.zero_grad()
+        nn.functional.cross_entropy(network(rows[[user]] * 10), labels[[user]]).backward()
+        for place, layer in enumerate((0, 2)):
+            flat = torch.cat([p.grad.flatten() for p in network[layer].parameters() if p.grad is not None]).double()
+            bound = 0.5 * (0.6, 0.8)[place]
+            expected[place] = expected[place] + flat * min(1.0, bound / float(flat.norm()))
+    network.zero_grad()
+    for found, wanted in zip(_grouped_sum(network, range(12), (0.6, 0.8)), expected, strict=True):
+        assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_one_part_that_is_not_finite_leaves_out_the_whole_user() -> None:
+    network = _network()
+    optimizer = _grouped(network, 0.5, (0.6, 0.8))
+    optimizer.zero_grad()
+    optimizer.open_users([1, 1])
+    for parameter in network.parameters():
+        sample = torch.ones((2, *parameter.shape))
+        if parameter is network[2].bias:
+            sample[0] = torch.inf
+        parameter.grad_sample = sample  # type: ignore[attr-defined]
+    optimizer.accumulate(torch.arange(2))
+    optimizer.pre_step()
+    parts = [
+        torch.cat([p.grad.flatten() for p in network[place].parameters() if p.grad is not None]) for place in (0, 2)
+    ]
+    assert [float(part.norm()) for part in parts] == pytest.approx([0.3, 0.4])
+
+
+@pytest.mark.parametrize("shares", [(0.6,), (0.6, 0.9), (0.8, 0.8), (-0.6, 0.8), (0.0, 1.0), (0.5, 0.5, 0.7)])
+def test_clip_shares_that_the_noise_does_not_cover_are_refused(shares: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="clip_shares"):
+        _grouped(_network(), 0.5, shares)

@@ -51,12 +51,14 @@ class Silent:
 def make_model(tiny_base: Path, card_data: Callable[..., dict[str, Any]]) -> MakeModel:
     """A function that gives a model over the tiny base or over the embedded one."""
 
-    def make(embedded: bool, text_scale: float = 1.0) -> ProfileModel:
+    def make(embedded: bool, text_scale: float = 1.0, **training: Any) -> ProfileModel:
         folder = embedded_folder() if embedded else tiny_base
         assert folder is not None
         pinned = hash_base(folder, EMBEDDED_ID if embedded else "example/tiny-bert")
         adapter, history = {"rank": 8, "alpha": 16.0}, {"max_tokens": 48}
-        card = FederationCard.model_validate(card_data(base=pinned.model_dump(), adapter=adapter, history=history))
+        card = FederationCard.model_validate(
+            card_data(base=pinned.model_dump(), adapter=adapter, history=history, training=training)
+        )
         # Without the card's own check: the proof must not lean on a bound of the scale.
         scaled = card.adapter.model_copy(update={"text_scale": text_scale})
         loaded = load_base(resolve_base(card.base, folder))
@@ -139,11 +141,12 @@ def test_a_user_less_moves_a_table_by_that_users_part(embedded: bool, make_model
         assert np.linalg.norm(full - fewer) <= 1 + 1e-9
 
 
+@pytest.mark.parametrize("options", [{}, {"views": 2, "head_clip": 0.6, "adversarial": 0.5}])
 @pytest.mark.parametrize("embedded", _bases())
 def test_a_user_less_moves_the_sum_of_gradients_by_at_most_the_clip_norm(
-    embedded: bool, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+    embedded: bool, options: dict[str, Any], make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_model(embedded, text_scale=1e6)
+    model = make_model(embedded, text_scale=1e6, **options)
     arrays, records = _hostile(model), _records(model, USERS, seed=0)
     sums: list[NDArray[np.float64]] = []
 
@@ -167,6 +170,7 @@ def test_a_user_less_moves_the_sum_of_gradients_by_at_most_the_clip_norm(
             momentum=0.0,
             proximal=0.0,
             max_update_norm=1e9,
+            **options,
         ),
     )
     for some in (records, *(_without(records, user) for user in REMOVED)):

@@ -30,7 +30,9 @@ class Noise:
     def self_test(self) -> None:
         """Nothing can fail."""
 
-    def train(self, arrays: Arrays, records: EncodedRecords, *, steps: int, randomness: Randomness) -> Arrays:
+    def train(
+        self, arrays: Arrays, records: EncodedRecords, *, steps: int, randomness: Randomness, round_number: int = 1
+    ) -> Arrays:
         """Noise."""
         return {"w": randomness.gaussian(4).astype(np.float32)}
 

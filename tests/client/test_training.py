@@ -23,6 +23,7 @@ from fedprofile.common.modeling.batches import chunk_sizes
 from fedprofile.common.modeling.invariance import SelfTestError
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
+from fedprofile.common.schedule import Schedule
 
 
 class Seeded:
@@ -185,6 +186,76 @@ def test_the_proximal_term_pulls_back_after_the_noise(make_model: Callable[..., 
     pulled = _trainer(model, proximal=0.25, **options).train(start, nobody, steps=2, randomness=Seeded(4))
     for name in two:
         assert np.allclose(pulled[name], two[name] - 0.25 * one[name], atol=1e-6)
+
+
+def test_weight_decay_depends_on_nothing_but_the_adapter(make_model: Callable[..., ProfileModel]) -> None:
+    """Without data and noise three steps shrink what is trained by (1 - rate * decay)^3, whatever else there is."""
+    model = make_model()
+    start, nobody = _start(model), _records(model, 0)
+    trainer = _trainer(model, optimizer="adamw", weight_decay=0.1, learning_rate=0.5, head_learning_rate=2.0)
+    update = trainer.train(start, nobody, steps=3, randomness=Seeded(4, 0.0))
+    for name, moved in update.items():
+        rate = 2.0 if name.startswith("head.") else 0.5
+        assert np.allclose(moved, start[name] * ((1 - rate * 0.1) ** 3 - 1), atol=1e-6), name
+
+
+def test_the_learning_rates_follow_the_run_and_no_round_raises_them(make_model: Callable[..., ProfileModel]) -> None:
+    model = make_model()
+    start, nobody = _start(model), _records(model, 0)
+    scheduled = _trainer(model, schedule=Schedule("linear", 0.0, 4))
+    plain = _trainer(model).train(start, nobody, steps=1, randomness=Seeded(4))
+    for number, factor in {1: 1.0, 2: 0.75, 4: 0.25, 10**9: 0.25, -(10**9): 1.0}.items():
+        update = scheduled.train(start, nobody, steps=1, randomness=Seeded(4), round_number=number)
+        assert all(np.allclose(update[name], factor * plain[name], atol=1e-6) for name in plain), number
+
+
+def test_views_count_as_one_record_before_clipping(make_model: Callable[..., ProfileModel]) -> None:
+    """The user's gradient is the mean over records of the mean over views; m counts records."""
+    model = make_model()
+    records, start = _records(model, 8), _start(model)
+    options: dict[str, Any] = {"sample_rate": 1.0, "clip_norm": 1e-3}
+    seen = _trainer(model, views=3, records_per_user=5, **options).train(
+        start, records, steps=1, randomness=Seeded(1, 0.0)
+    )
+    by_hand = _trainer(model, records_per_user=15, **options).train(
+        start, records.with_views(3), steps=1, randomness=Seeded(1, 0.0)
+    )
+    assert all(np.allclose(seen[name], by_hand[name], rtol=1e-4, atol=1e-9) for name in seen)
+    alone = records.of_users(np.arange(8) == 0)
+    one = _trainer(model, views=3, records_per_user=5, **options).train(
+        start, alone, steps=1, randomness=Seeded(1, 0.0)
+    )
+    scaled = np.concatenate([value.ravel() / (2.0 if name.startswith("head.") else 0.5) for name, value in one.items()])
+    assert np.linalg.norm(scaled) * 30 <= 1e-3 * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("adapter", [{"train": "AB", "top_layers": 2}, {"train": "B"}, {"method": "head"}])
+def test_the_adversarial_step_equals_a_loop_over_records(
+    adapter: dict[str, Any], make_model: Callable[..., ProfileModel]
+) -> None:
+    """Exact beside Opacus: by plain autograd, each record by itself, its activations moved by hand."""
+    model = make_model(adapter=adapter)
+    records, start = _records(model, 8), _start(model)
+    cache = PrefixCache(model)
+    trainer = _trainer(model, cache, adversarial=0.4, sample_rate=1.0, records_per_user=10, clip_norm=1e4)
+    update = trainer.train(start, records, steps=1, randomness=Seeded(1, 0.0))
+    model.set_arrays(start)
+    trainables = model.trainables()
+    total = {name: torch.zeros(p.shape) for name, p in trainables.items()}
+    for place in range(len(records)):
+        weight = 1 / int((records.user == records.user[place]).sum())
+        batch = model.batch([records.tokens[place]])
+        label = torch.tensor([records.labels[place]])
+        before = cache.get([records.tokens[place]], batch.ids.shape[1]).requires_grad_()
+        loss = nn.functional.cross_entropy(model.logits(batch, records.features[[place]], before), label)
+        [slope] = torch.autograd.grad(loss, before)
+        near = (before + 0.4 * before.norm() * slope / slope.norm()).detach()
+        loss = nn.functional.cross_entropy(model.logits(batch, records.features[[place]], near), label)
+        for name, gradient in zip(total, torch.autograd.grad(loss, list(trainables.values())), strict=True):
+            total[name] += weight * gradient
+    for name, moved in update.items():
+        rate = 2.0 if name.startswith("head.") else 0.5
+        assert np.allclose(moved, -rate * total[name].numpy() / 30, atol=2e-6), name
 
 
 def test_the_update_is_scaled_to_the_cards_norm(make_model: Callable[..., ProfileModel]) -> None:

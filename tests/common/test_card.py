@@ -72,3 +72,22 @@ def test_when_tables_are_asked_for() -> None:
     assert EvaluationSpec(when="never").rounds(5) == ()
     assert EvaluationSpec(when="end").rounds(5) == (5,)
     assert EvaluationSpec(when="every-round").rounds(2) == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"training": {"weight_decay": 0.1}}, "adamw"),
+        ({"initial_adapter": "d" * 64, "adapter": {"train": "B"}}, "a_of"),
+        ({"initial_adapter": "d" * 64, "adapter": {"train": "AB", "a_of": "e" * 64}}, "a_of"),
+        ({"adapter": {"train": "B", "a_of": "e" * 64}}, "a_of"),
+        ({"training": {"head_clip": 1.0}}, "head_clip"),
+        ({"training": {"warmup": 1.0}}, "warmup"),
+        ({"training": {"views": 0}}, "views"),
+    ],
+)
+def test_settings_that_would_not_do_what_they_say_are_refused(
+    sections: dict[str, Any], message: str, card_data: CardData
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(card_data(**sections), FederationCard, "card")

@@ -72,10 +72,12 @@ class HeldTrainer:
         """As ever."""
         self._trainer.self_test()
 
-    def train(self, arrays: Arrays, records: EncodedRecords, *, steps: int, randomness: Randomness) -> Arrays:
+    def train(
+        self, arrays: Arrays, records: EncodedRecords, *, steps: int, randomness: Randomness, round_number: int = 1
+    ) -> Arrays:
         """As ever, but later."""
         self._odd.hold(Kind.TRAIN)
-        return self._trainer.train(arrays, records, steps=steps, randomness=randomness)
+        return self._trainer.train(arrays, records, steps=steps, randomness=randomness, round_number=round_number)
 
 
 class OddHandler:

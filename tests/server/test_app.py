@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from fedprofile.common.errors import InputError, RefusalCode
 from fedprofile.common.messages import TABLE, Arrays, Kind, Reply, Request, refusal_message, reply_message, request_of
 from fedprofile.server.admission import Member
 from fedprofile.server.app import FederationResult, NoJournal, RunFailed, build_server_app, run_federation
-from fedprofile.server.checkpoint import Checkpoint
+from fedprofile.server.checkpoint import Checkpoint, read_checkpoint
 from fedprofile.server.history import RoundRecord
 from fedprofile.server.stopping import ServerStopped
 from fedprofile.simulations.grid import InProcessGrid
@@ -102,6 +103,38 @@ def test_going_on_from_any_checkpoint_is_the_same_run(make_card: MakeCard, initi
         assert _order(rest) == _order(whole)[number:]
         for name, value in whole.arrays.items():
             assert rest.arrays[name].tobytes() == value.tobytes()
+
+
+def test_the_average_of_the_last_rounds_is_what_comes_out_and_never_what_is_trained(
+    make_card: MakeCard, initial: Arrays, tmp_path: Path
+) -> None:
+    """Also after a stop in any place, through the checkpoint's file."""
+    received: dict[tuple[Kind, int], Arrays] = {}
+
+    def watched(message: Message) -> Message:
+        request = request_of(message)
+        received[request.kind, request.round] = {name: value.copy() for name, value in request.arrays.items()}
+        return _tenant(1.0)(message)
+
+    card = make_card(aggregation={"average_last": 2}, evaluation={"when": "every-round"})
+    keeper = _Keeper()
+    whole = _run(card, initial, watched, _tenant(2.0), journal=keeper)
+    last = [
+        _run(make_card(training={"rounds": rounds}), initial, _tenant(1.0), _tenant(2.0)).arrays for rounds in (1, 2, 3)
+    ]
+    for name in initial:
+        assert np.array_equal(received[Kind.TRAIN, 2][name], last[0][name])
+        assert np.array_equal(received[Kind.TRAIN, 3][name], last[1][name])
+        assert np.array_equal(received[Kind.EVALUATE, 1][name], last[0][name])
+        expected = (last[1][name].astype(float) + last[2][name]) / 2
+        for found in (whole.arrays, received[Kind.EVALUATE, 3], received[Kind.DELIVER, 3]):
+            assert found[name].dtype == np.float32
+            assert np.allclose(found[name], expected, rtol=1e-6)
+    for number, checkpoint in enumerate(keeper.kept):
+        checkpoint.write(tmp_path / f"{number}")
+        read = read_checkpoint(tmp_path / f"{number}", card.hash, 0)
+        rest = _run(card, initial, _tenant(1.0), _tenant(2.0), checkpoint=read)
+        assert all(rest.arrays[name].tobytes() == value.tobytes() for name, value in whole.arrays.items())
 
 
 def test_stops_early_on_the_noised_tables(make_card: MakeCard, initial: Arrays) -> None:

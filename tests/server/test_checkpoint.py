@@ -29,6 +29,10 @@ def _checkpoint() -> Checkpoint:
         finished="",
         delivered=["one"],
         history_length=123,
+        recent=[
+            {"z": np.full((2, 3), place, np.float32), "a": np.float32(place) * np.ones((), np.float32)}
+            for place in (1, 2)
+        ],
     )
 
 
@@ -44,6 +48,10 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
             assert set(old) == set(new)
             for name, value in old.items():
                 assert new[name].dtype == value.dtype and new[name].tobytes() == value.tobytes()
+        elif field.name == "recent":
+            assert [{name: value.tobytes() for name, value in kept.items()} for kept in old] == [
+                {name: value.tobytes() for name, value in kept.items()} for kept in new
+            ]
         else:
             assert old == new
     assert list(after.arrays) == ["z", "a"]

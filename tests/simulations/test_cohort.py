@@ -15,6 +15,7 @@ from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import Arrays
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
+from fedprofile.common.schedule import Schedule
 from fedprofile.simulations.cohort import CohortTrainer, TrainingJob
 from fedprofile.simulations.randomness import NoNoise, SeededRandomness
 
@@ -72,7 +73,9 @@ def _jobs(model: ProfileModel, source: Source, **changes: Any) -> list[TrainingJ
         (replace(SETTINGS, **changes), 0, 3),
     ]
     return [
-        TrainingJob(settings, _start(model, number), _records(model, users, number), steps, source(number))
+        TrainingJob(
+            settings, _start(model, number), _records(model, users, number), steps, source(number), 1 + number % 2
+        )
         for number, (settings, users, steps) in enumerate(shape)
     ]
 
@@ -80,7 +83,7 @@ def _jobs(model: ProfileModel, source: Source, **changes: Any) -> list[TrainingJ
 def _deployed(model: ProfileModel, cache: PrefixCache | None, jobs: list[TrainingJob]) -> list[Arrays]:
     return [
         PrivateTrainer(model=model, cache=cache, settings=job.settings).train(
-            job.arrays, job.records, steps=job.steps, randomness=job.randomness
+            job.arrays, job.records, steps=job.steps, randomness=job.randomness, round_number=job.round_number
         )
         for job in jobs
     ]
@@ -130,6 +133,34 @@ def test_also_with_other_adapters_and_without_a_cache(
 def test_also_with_other_optimisers(changes: dict[str, Any], make_model: MakeModel) -> None:
     # Adam divides by the gradient's own size, and where that is next to nothing, float32's last bits are all there is.
     _compare(make_model(), True, NoNoise, 1e-3 if "optimizer" in changes else 1e-5, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "matters"),
+    [
+        ({"schedule": Schedule("cosine", 0.4, 3)}, {"schedule": Schedule()}),
+        ({"head_clip": 0.3}, {"head_clip": None}),
+        ({"views": 3}, {"views": 1}),
+        ({"adversarial": 0.3}, {"adversarial": 0.0}),
+        ({"optimizer": "adamw", "weight_decay": 0.3, "views": 2, "head_clip": 0.9}, {"weight_decay": 0.0}),
+    ],
+)
+@pytest.mark.parametrize("cached", [True, False])
+def test_also_with_what_makes_private_training_better(
+    changes: dict[str, Any], matters: dict[str, Any], cached: bool, make_model: MakeModel
+) -> None:
+    """And each of it changes an update, so that the two trainers do not agree by leaving it out."""
+    model = make_model(adapter={"train": "AB"})
+    _compare(model, cached, NoNoise, 1e-3 if "optimizer" in changes else 1e-5, **changes)
+    without, given = (
+        CohortTrainer(model, None).train(_jobs(model, lambda number: NoNoise(1, number), **options))
+        for options in ({**changes, **matters}, changes)
+    )
+    assert all(_distance(one, other) > 1e-3 for one, other in zip(given[:2], without[:2], strict=True))
+
+
+def test_clip_groups_also_where_noise_is_drawn(make_model: MakeModel) -> None:
+    _compare(make_model(), True, SeededRandomness, 1e-5, head_clip=0.5, schedule=Schedule("linear", 0.0, 2), views=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

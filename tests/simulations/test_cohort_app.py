@@ -136,11 +136,11 @@ class Small(CohortTrainer):
 
     passes: list[int]
 
-    def _gradients(self, stacked: Any, jobs: Any, sample: Any, chunk: Any) -> torch.Tensor:
+    def _gradients(self, stacked: Any, sample: Any, chunk: Any) -> torch.Tensor:
         if len(chunk) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.passes.append(len(chunk))
-        return super()._gradients(stacked, jobs, sample, chunk)
+        return super()._gradients(stacked, sample, chunk)
 
 
 def test_where_memory_runs_out_passes_are_halved_and_nothing_is_lost(make_world: Callable[..., World]) -> None:

@@ -189,6 +189,24 @@ BROKEN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("kind", ["adapted", "whole"])
+@pytest.mark.parametrize("part", [0.0, 0.3])
+def test_the_gradient_of_activations_counts_where_records_are_moved_along_it(
+    part: float, kind: Pass, make_model: MakeModel
+) -> None:
+    model = make_model(training={"adversarial": part})
+    own: Any = model.logits
+
+    def tilted(batch: Any, features: Any, prefix: torch.Tensor | None = None) -> torch.Tensor:
+        logits: torch.Tensor = own(
+            batch, features, _tilted(prefix) if prefix is not None and prefix.requires_grad else prefix
+        )
+        return logits
+
+    model.logits = tilted  # type: ignore[method-assign]
+    assert (model.tokens_at_once(kind) == 1) == (part > 0)
+
+
+@pytest.mark.parametrize("kind", ["adapted", "whole"])
 @pytest.mark.parametrize("name", BROKEN)
 def test_logits_and_gradients_that_depend_on_the_pass_are_noticed(
     name: str, kind: Pass, make_model: MakeModel, caplog: pytest.LogCaptureFixture

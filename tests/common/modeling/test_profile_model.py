@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fedprofile.common.adapters import AdapterError
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
-from fedprofile.common.interactions import EncodedRecords
+from fedprofile.common.interactions import EncodedRecords, fit_texts
 from fedprofile.common.modeling.base import load_base, resolve_base
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
@@ -46,6 +46,48 @@ def test_two_machines_start_alike(make_model: MakeModel) -> None:
 def test_another_card_starts_elsewhere(make_model: MakeModel) -> None:
     first, second = make_model().initial_arrays(), make_model(name="another").initial_arrays()
     assert not any(np.array_equal(first[name], second[name]) for name in first if "lora_A" in name)
+
+
+@pytest.mark.parametrize("train", ["AB", "B"])
+def test_an_adapter_goes_on_under_another_card_as_it_was(
+    train: str, make_model: MakeModel, make_records: MakeRecords, stir: Stir
+) -> None:
+    """With B alone only beside the A that it was trained with, which `a_of` names."""
+    first = make_model(adapter={"train": train})
+    records = make_records(first)
+    stir(first)
+    options = {"train": train} | ({"a_of": first.card.hash} if train == "B" else {})
+    second = make_model(name="another", initial_adapter="d" * 64, adapter=options)
+    second.set_arrays(first.get_arrays())
+    assert torch.equal(_logits(second, records), _logits(first, records))
+    third = make_model(name="another", adapter={"train": train})
+    third.set_arrays(first.get_arrays())
+    assert torch.equal(_logits(third, records), _logits(first, records)) == (train == "AB")
+
+
+@pytest.mark.parametrize("method", ["lora", "head"])
+def test_a_head_that_starts_from_label_names_knows_them(method: str, make_model: MakeModel) -> None:
+    labels = ["w1_w2", "w9 w7 w8", "w20", "w31 shoes"]
+    task = {"kind": "multiclass", "labels": labels}
+    adapter = {"method": method, "label_head": 8.0, "text_scale": 0.5}
+    model = make_model(task=task, adapter=adapter)
+    tokens = fit_texts([[label.replace("_", " ")] for label in labels], model.tokenizer, 32)
+    columns = np.random.default_rng(0).random((4, model.card.features.width), dtype=np.float32)
+    with torch.no_grad():
+        logits = model(tokens, columns).double()
+    assert logits.argmax(dim=1).tolist() == [0, 1, 2, 3]
+    # By hand, from the texts alone: half the squared distance to each label, scaled.
+    probe = make_model(task=task, adapter={"method": "head"})
+    texts = torch.cat(probe.prefix(tokens)).double()
+    near = torch.cdist(texts, texts).square() / 2
+    scale = 8.0 / float((texts - texts.mean(dim=0)).square().sum(dim=1).mean())
+    assert torch.allclose(logits - logits.diagonal()[:, None], -scale * near, atol=1e-3)
+    plain = make_model(task=task, adapter={"method": method}).initial_arrays()
+    started = model.initial_arrays()
+    assert not plain["head.weight"].any() and not plain["head.bias"].any()
+    assert not started["head.weight"][:, model.hidden_size :].any(), "the columns start at zero"
+    again = make_model(task=task, adapter=adapter).initial_arrays()
+    assert all(np.array_equal(again[name], started[name]) for name in started)
 
 
 def test_b_only_sends_half_and_freezes_a(make_model: MakeModel, make_records: MakeRecords) -> None:
