@@ -230,6 +230,18 @@ def predict(
     show(f"{len(found.users)} predictions of the adapter after round {found.round} are in {output}.", counted, as_json)
 
 
+@app.command()
+def worth(directory: Directory, as_json: AsJson = False) -> None:
+    """Was it worth it? The federation beside no model, own data and the columns, on your own users; stays here."""
+    from fedprofile.client.directory import TenantDirectory
+
+    place = TenantDirectory(directory)
+    from fedprofile.client.worth import find_worth
+
+    found = find_worth(place)
+    show(found.as_text(), found.as_dict(), as_json)
+
+
 def _take_invite(place: "TenantDirectory", path: Path, as_json: bool) -> None:
     from fedprofile.client.directory import write_private
     from fedprofile.client.enrolment import accept_invite
