@@ -1,11 +1,11 @@
 """What the federation of every scenario is worth, beside the alternatives.
 
-    python benchmarks/scenarios.py --data-dir DATA [--out DIR] [--only NAME] [--seeds 3]
+    python benchmarks/scenarios.py --data-dir DATA [--out DIR] [--only NAME] [--splits 3]
 
 Runs each `configs/scenarios/NAME/experiment.toml` (what is done in DIR is not done again), adds its figures to
 `results/scenarios.json` and prints the table of all that is there. The measure is the exact area under the ROC curve of
-all tenants' evaluation users, for customer-service the accuracy: mean over seeds of sampling and noise, and in brackets
-the smallest and the largest. Before training every score is the same, because the head starts at zero: AUC 0.5.
+all tenants' evaluation users, for customer-service the accuracy: mean over splits into training and evaluation users,
+and in brackets the smallest and the largest. Before training every score is the same (the head starts at zero): AUC 0.5.
 """
 
 import json
@@ -63,7 +63,7 @@ def main(
     data_dir: Annotated[Path, typer.Option(help="The folder that holds the data sets as published.")],
     out: Annotated[Path, typer.Option(help="Where the experiments' results go.")] = Path("runs/scenarios"),
     only: Annotated[list[str] | None, typer.Option(help="Scenarios to run; default all with data.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=3, help="0 to N-1.")] = 3,
+    splits: Annotated[int, typer.Option(min=1, max=3, help="Split seeds 1 to N.")] = 3,
 ) -> None:
     """Run what is missing and print the table."""
     known: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
@@ -75,7 +75,9 @@ def main(
         reduced = folder.parent / f"{name}.toml"
         folder.parent.mkdir(parents=True, exist_ok=True)
         text = experiment.read_text(encoding="utf-8")
-        reduced.write_text(text.replace("seed = [0, 1, 2]", f"seed = {list(range(seeds))}"), encoding="utf-8")
+        reduced.write_text(
+            text.replace("split_seed = [1, 2, 3]", f"split_seed = {list(range(1, splits + 1))}"), encoding="utf-8"
+        )
         command = [sys.executable, str(ROOT / "simulate.py"), str(reduced), "--out", str(folder)]
         command += ["--data-dir", str(data_dir)] + (["--resume"] if (folder / "experiment.json").exists() else [])
         if subprocess.run(command, check=False).returncode == 0:

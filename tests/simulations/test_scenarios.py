@@ -64,7 +64,7 @@ def test_it_runs(name: str, tiny_base: Path, tmp_path: Path) -> None:
     base = hash_base(tiny_base, "example/tiny-bert", "main")
     overrides = [
         "sweep.epsilon=[3.0]",
-        "sweep.seed=[0]",
+        "sweep.split_seed=[1]",
         "also=[]",
         "data.limit=30",
         f"data.data_dir={data}",
