@@ -64,7 +64,7 @@ def tenant_template(card: FederationCard) -> str:
             '# rename = { card_name = "your_column" }',
             '# protected = ["name"]        # columns that no template and no feature may name',
             "",
-            '# A run sees the source as it is in each round, or ("run") as it was first, but for users who have left it.',
+            '# Each round sees the source as it is or, with "run", as it was first, without users who left it.',
             "# [reading]",
             '# snapshot = "round"',
             "",
