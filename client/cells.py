@@ -51,13 +51,13 @@ def read_text(cell: Any) -> str | None:
         cell: As found.
 
     Returns:
-        Without white space around it; None for nothing and for a float that is not a number, which is how files spell
-        nothing.
+        Without white space around it; None for nothing and for a float or decimal that is not a number, which is how
+        files and databases spell nothing.
 
     Raises:
         CellError: It is a list, an object, bytes, no valid text, or too long.
     """
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)) or (isinstance(cell, Decimal) and cell.is_nan()):
         return None
     if isinstance(cell, bool):
         return "true" if cell else "false"

@@ -101,6 +101,7 @@ def start(
     from fedprofile.client.directory import TenantDirectory
     from fedprofile.client.enrolment import read_key
     from fedprofile.client.registry import Registry
+    from fedprofile.common.errors import BudgetRefusal
 
     place = TenantDirectory(directory)
     agreement = read_agreement(place)
@@ -114,9 +115,19 @@ def start(
         refuse_own_file(record_egress, "--record-egress", place, ledger=ledger, tenant=agreement.tenant)
     with place.running():
         from fedprofile.client.remaining import is_over
+        from fedprofile.client.snapshot import Snapshot, run_digest
 
         say = _logged(place)
-        if is_over(place, agreement, registry, say):
+        snapshot = Snapshot(place.snapshot, run_digest(agreement.tenant, agreement.segment.plan, place.root))
+        try:
+            over = is_over(place, agreement, registry, say)
+        except BudgetRefusal:
+            snapshot.remove()
+            raise
+        whole_run = agreement.tenant.reading.snapshot == "run"
+        if over or not whole_run:
+            snapshot.remove()
+        if over:
             return
         if place.new_invite.exists():
             say(f"note: a newer invite has another card; see `flower-client join --dir {place.root}`.")
@@ -125,7 +136,8 @@ def start(
 
         egress = EgressFile(record_egress) if record_egress else None
         claim = partial(claim_sources, place, agreement.tenant, registry)
-        examples = ExampleSource(agreement.tenant, agreement.card, place.root, claim)
+        kept = snapshot if whole_run else None
+        examples = ExampleSource(agreement.tenant, agreement.card, place.root, claim, kept)
         # Before anything heavy is imported, so that a wrong row is said at once.
         examples.validate()
         say("loading the base model and the data.")

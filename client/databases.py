@@ -1,6 +1,7 @@
 """What the URL of an SQL source leads to: a file of SQLite's, or a database on a server."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
@@ -21,19 +22,36 @@ def database_url(source: SqlSource, folder: Path) -> "sqlalchemy.URL":
 
     Args:
         source: Of a tenant file.
-        folder: What a relative path of SQLite's counts from.
+        folder: What a relative path counts from, SQLite's and the password file's.
 
     Returns:
-        The URL; a file of SQLite's by its absolute path.
+        The URL with the password; a file of SQLite's by its absolute path.
 
     Raises:
-        DataError: It is not a URL.
+        DataError: It is not a URL, or the password is not where the tenant file says.
     """
     url = _parsed(source)
+    password = _password(source, folder)
+    if password is not None:
+        if url.password is not None:
+            raise DataError("source.url holds a password, and tenant.toml names another place for it; keep one.")
+        url = url.set(password=password)
     file = sqlite_file(source, folder)
     if file is None:
         return url
     return url.set(database=f"file:{quote(str(file))}" if _is_uri(url) else str(file))
+
+
+def holds_password(source: SqlSource) -> bool:
+    """Whether the password stands in the URL itself, where whoever is shown tenant.toml sees it.
+
+    Args:
+        source: Of a tenant file.
+
+    Raises:
+        DataError: The URL is not one.
+    """
+    return _parsed(source).password is not None
 
 
 def sqlite_file(source: SqlSource, folder: Path) -> Path | None:
@@ -113,6 +131,27 @@ def _parsed(source: SqlSource) -> "sqlalchemy.URL":
         return sqlalchemy.make_url(source.url.get_secret_value())
     except (sqlalchemy.exc.ArgumentError, ValueError):
         raise DataError("source.url is not a usable SQLAlchemy URL; check it.") from None
+
+
+def _password(source: SqlSource, folder: Path) -> str | None:
+    """The password from where the tenant file says; None where it says nothing."""
+    if source.password_env is not None:
+        password = os.environ.get(source.password_env)
+        if password is None:
+            raise DataError("source.password_env: that environment variable is not set; set it, or mend its name.")
+        return password
+    if source.password_file is None:
+        return None
+    path = folder / source.password_file
+    try:
+        with path.open(encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise DataError(f"{path}: others may read this password; run `chmod 600 {path}`.")
+            return file.read().removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); mend source.password_file.") from error
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 text; save the password as UTF-8.") from None
 
 
 def _is_uri(url: "sqlalchemy.URL") -> bool:

@@ -8,6 +8,7 @@
     secret                   what the prefix cache's keys are made with
     node.json journal/       the connection's state: node id, the request in flight
     outbox/ cache/           finished replies, frozen activations
+    snapshot/                the run's rows, where tenant.toml asks for it (`fedprofile.client.snapshot`)
     marks/                   how far the ledger had come at the last reservation (`fedprofile.client.high_water`)
     adapters/                adapters received, with latest.json
     client.log lock          the local log, and the mark that `start` runs
@@ -37,7 +38,7 @@ from fedprofile.common.errors import ConfigError
 from fedprofile.common.tenant import TenantFile, load_tenant_file
 
 _KEPT_FILES = {"tenant.toml", "invite.json", "new-invite.json", "card.json", "key", "ca.crt", "segment.json", "secret"}
-_KEPT = _KEPT_FILES | {"node.json", "journal", "outbox", "cache", "marks", "adapters", "client.log", "lock"}
+_KEPT = _KEPT_FILES | {"node.json", "journal", "outbox", "cache", "snapshot", "marks", "adapters", "client.log", "lock"}
 
 
 class SegmentFile(Frozen):
@@ -129,6 +130,11 @@ class TenantDirectory:
     def cache(self) -> Path:
         """Frozen activations."""
         return self.root / "cache"
+
+    @property
+    def snapshot(self) -> Path:
+        """The run's rows."""
+        return self.root / "snapshot"
 
     @property
     def adapters(self) -> Path:

@@ -64,6 +64,7 @@ def participate(
     except StoppedError:
         say("stopped; start again to go on.")
         return
+    examples.end_run()
     spent = summary(site.ledger.path)
     say(f"finished: spent {spent.spent}, of {spent.cap} for life.")
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from fedprofile.client.databases import holds_password
 from fedprofile.client.directory import TenantDirectory
 from fedprofile.client.forecast import (
     Cost,
@@ -23,7 +24,7 @@ from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import BudgetRefusal, ConfigError, PolicyRefusal, printable
 from fedprofile.common.interactions import encode
-from fedprofile.common.tenant import PolicySpec, TenantFile
+from fedprofile.common.tenant import PolicySpec, SqlSource, TenantFile
 
 SHOWN = 3
 """Histories that are shown."""
@@ -147,6 +148,12 @@ def preview(
             f"policy.kinds leaves out '{kind}'; these requests will be refused."
             for kind in kinds
             if kind not in tenant.policy.kinds
+        )
+        + tuple(
+            f"{part}.url holds a password; keep it in a file of its own (password_file) or in the environment "
+            "(password_env)."
+            for part, source in (("source", tenant.source), ("events", tenant.events))
+            if isinstance(source, SqlSource) and holds_password(source)
         ),
     )
 

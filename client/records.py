@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedprofile.client.sampling import TenantRecords, split_records
-from fedprofile.client.sources import read_examples, read_usable
+from fedprofile.client.snapshot import Snapshot
+from fedprofile.client.sources import read_examples, read_usable, read_users
 from fedprofile.common.card import FederationCard
 from fedprofile.common.interactions import EncodedRecords, Example, TextError, Tokenizer, encode
 from fedprofile.common.tenant import FileSource, TenantFile
@@ -30,27 +31,41 @@ class ExampleSource:
         folder: What relative paths count from.
         claim: Called before each look at the source, whose path may lead elsewhere than before; see
             `fedprofile.client.agreement.claim_sources`.
+        snapshot: Where the run's one state is kept; None where each reading is used as it is.
     """
 
     def __init__(
-        self, tenant: TenantFile, card: FederationCard, folder: Path, claim: Callable[[], None] = lambda: None
+        self,
+        tenant: TenantFile,
+        card: FederationCard,
+        folder: Path,
+        claim: Callable[[], None] = lambda: None,
+        snapshot: Snapshot | None = None,
     ) -> None:
         self._tenant, self._card, self._folder, self._claim = tenant, card, folder, claim
+        self._snapshot = snapshot
         self._stamp: Stamp | None = None
         self._waiting: list[Example] | None = None
+        self._given: int | None = None
 
     def validate(self) -> None:
         """Read the source strictly, for the next `news`; before anything is sent. A second call does nothing.
 
+        A snapshot of this run was read strictly when it was taken; who is still there is all that is read again.
+
         Raises:
             DataError: It cannot be read, or rows are wrong; see `read_examples`.
             PolicyRefusal: The card asks for what it may not have.
-            ConfigError: The tenant file does not fit card or source, or the source is another population's.
+            ConfigError: The tenant file does not fit card or source, the source is another population's, or a snapshot
+                cannot be written.
         """
         if self._waiting is None:
             stamp = self._look()
-            self._waiting = read_examples(self._tenant, self._card, self._folder)
-            self._stamp = stamp
+            found = self._kept()
+            if found is None:
+                found = read_examples(self._tenant, self._card, self._folder)
+                self._keep(found)
+            self._waiting, self._stamp = found, stamp
 
     def news(self, again: bool = False) -> list[Example] | None:
         """What can be used of the source now; what is wrong with a user's rows leaves out that user.
@@ -63,15 +78,32 @@ class ExampleSource:
 
         Raises:
             DataError: The source as a whole cannot be read, or a column is missing.
-            ConfigError: The source is another population's by now.
+            ConfigError: The source is another population's by now, or a snapshot cannot be written.
         """
         stamp, waiting = self._look(), self._waiting
         self._waiting = None
         if stamp == self._stamp and (waiting is not None or (stamp is not None and not again)):
+            self._given = self._given if waiting is None else len(waiting)
             return waiting
         self._stamp = None
-        found = read_usable(self._tenant, self._card, self._folder)
+        examples = self._kept()
+        if examples is None:
+            examples = self._usable()
+            self._keep(examples)
+        elif len(examples) == self._given and not again:
+            examples = None  # A snapshot only ever shrinks.
         self._stamp = stamp
+        if examples is not None:
+            self._given = len(examples)
+        return examples
+
+    def end_run(self) -> None:
+        """Delete the run's snapshot, where there is one."""
+        if self._snapshot is not None:
+            self._snapshot.remove()
+
+    def _usable(self) -> list[Example]:
+        found = read_usable(self._tenant, self._card, self._folder)
         if found.rows_left_out:
             _log.warning(
                 "%d users and %d rows are left out, because rows are wrong; `flower-client check` names them.",
@@ -79,6 +111,21 @@ class ExampleSource:
                 found.rows_left_out,
             )
         return found.examples
+
+    def _kept(self) -> list[Example] | None:
+        """What the run's snapshot holds of users who are still in the source; None where there is none."""
+        examples = None if self._snapshot is None else self._snapshot.read()
+        if examples is None:
+            return None
+        users = read_users(self._tenant, self._folder)
+        kept = [example for example in examples if example.user in users]
+        if len(kept) < len(examples):
+            self._keep(kept)
+        return kept
+
+    def _keep(self, examples: list[Example]) -> None:
+        if self._snapshot is not None:
+            self._snapshot.write(examples)
 
     def _look(self) -> Stamp | None:
         """What tells that a file has changed; None where only reading tells.

@@ -15,20 +15,23 @@ whole; `fedprofile.client.tables` lists it.
 
 The labelled rows come from `source`; a user's history is that user's rows of `events` (or of `source` itself) strictly
 before the label, the newest `max_events` of them. What a user's id and a time are, `fedprofile.client.cells` says.
+
+Rows are read one after the other, and no more is held than the records need: the labelled rows, and of `events` what
+`fedprofile.client.histories` keeps. Events of users without a labelled row are of no use: strictly they are checked
+row by row like all others, otherwise they are passed over.
 """
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fedprofile.client.cells import CellError, Moment, read_moment, read_number, read_text, read_user
-from fedprofile.client.tables import RawRow, read_rows
+from fedprofile.client.histories import Histories
+from fedprofile.client.tables import RawRow, Reading
 from fedprofile.common.card import FederationCard, template_columns
 from fedprofile.common.errors import ConfigError, DataError, PolicyRefusal, Problem
 from fedprofile.common.interactions import Example, Row
@@ -39,7 +42,7 @@ MAX_PROBLEMS = 1000
 KeepWrong = Callable[[Problem, Any], None]
 """Takes a problem and the cell that it is about."""
 
-_Event = tuple[datetime, Row]
+_Event = tuple[str, datetime, Row]
 _Value = TypeVar("_Value")
 
 
@@ -111,6 +114,34 @@ def read_usable(tenant: TenantFile, card: FederationCard, folder: Path) -> Usabl
     return Usable(reader.examples(), len(reader.wrong), reader.rows_left_out())
 
 
+def read_users(tenant: TenantFile, folder: Path) -> set[str]:
+    """Who has a labelled row now, whatever stands in it; a row whose user cannot be told is nobody's.
+
+    Args:
+        tenant: Where the data lies.
+        folder: What relative paths count from.
+
+    Returns:
+        Ids; see `fedprofile.client.cells`.
+
+    Raises:
+        DataError: The source as a whole cannot be read, or has no column of users.
+    """
+    column, users = tenant.columns.user, set()
+
+    def check(there: Sequence[str]) -> None:
+        if column not in there:
+            raise DataError(f"source: column '{column}' is missing; mend [columns] in tenant.toml.")
+
+    with Reading(folder) as reading:
+        for row in reading.rows(tenant.source, check, {column}):
+            try:
+                users.add(read_user(row.cells.get(column)))
+            except CellError:
+                continue
+    return users
+
+
 class _Reader:
     """Makes examples of rows and keeps what is wrong with them, by user and, where it is to be said, by place."""
 
@@ -138,7 +169,8 @@ class _Reader:
         self._skipped = 0
         self._zoned: dict[str, bool] = {}
         self._found: list[tuple[str, datetime, Row, int, int]] = []
-        self._events: dict[str, list[_Event]] = {}
+        self._histories = Histories([], self._max_events)
+        self._events_seen = self._events_fit = False
         self._there: set[str] = set()
         # A dictionary, because a cell that serves record and event is looked at twice.
         self._problems: dict[Problem, None] = {}
@@ -153,16 +185,27 @@ class _Reader:
         needed |= {self._columns.time} if self._columns.time and self._has_events else set()
         for_events = {self._source_name(name) for name in self._event_columns}
         for_events |= {self._columns.user, self._event_time}
-        for row, user in self._rows(self._tenant.source, folder, "source", needed | (for_events if shared else set())):
-            self._take_labelled(row, user)
-            if shared:
-                self._take_event(row, user, "source")
-        if self._strict and not self._rows_of and not self._skipped:
-            mend = "check path or query in tenant.toml" if self._labelled else "give a file with rows to predict for"
-            raise DataError(f"{self._called('source')}: there is no row; {mend}.")
-        if self._has_events and events is not None:
-            for row, user in self._rows(events, folder, "events", for_events):
-                self._take_event(row, user, "events")
+        with Reading(folder) as reading:
+            pending: list[_Event] = []
+            asked = needed | (for_events if shared else set())
+            for row, user in self._rows(reading, self._tenant.source, "source", asked):
+                self._take_labelled(row, user)
+                if shared and (event := self._event(row, user, "source")) is not None:
+                    pending.append(event)
+            if self._strict and not self._rows_of and not self._skipped:
+                mend = (
+                    "check path or query in tenant.toml" if self._labelled else "give a file with rows to predict for"
+                )
+                raise DataError(f"{self._called('source')}: there is no row; {mend}.")
+            self._histories = Histories(((user, time) for user, time, *_ in self._found), self._max_events)
+            for event in pending:
+                self._histories.add(*event)
+            if self._has_events and events is not None:
+                for row, user in self._rows(reading, events, "events", for_events):
+                    if (event := self._event(row, user, "events")) is not None:
+                        self._events_seen = True
+                        self._events_fit |= user in self._histories
+                        self._histories.add(*event)
 
     def refuse(self) -> None:
         """Refuse the source where anything is wrong with it."""
@@ -176,8 +219,7 @@ class _Reader:
             return  # Rows to predict for may be of new users, and need only the card's columns.
         if self._tenant.events is None or self._has_events:
             _check_protected(self._columns, self._there)
-        users = {user for user, *_ in self._found}
-        if self._events and users.isdisjoint(self._events):
+        if self._events_seen and not self._events_fit:
             raise DataError(
                 "events: no event belongs to a user of the source; both must name a user by the same text (an event "
                 f"of '1.0' is not one of '1'). Mend column '{self._columns.user}' of one of the two."
@@ -185,10 +227,8 @@ class _Reader:
 
     def examples(self) -> list[Example]:
         """The examples of users none of whose rows is wrong."""
-        for events in self._events.values():
-            events.sort(key=itemgetter(0))
         return [
-            Example(user, row, self._before(self._events.get(user, []), time), label, group)
+            Example(user, row, self._histories.before(user, time), label, group)
             for user, time, row, label, group in self._found
             if user not in self.wrong
         ]
@@ -211,25 +251,26 @@ class _Reader:
     def _source_name(self, name: str) -> str:
         return self._columns.rename.get(name, name)
 
-    def _before(self, events: list[_Event], time: datetime) -> tuple[Row, ...]:
-        """The newest rows strictly before a time: what happened at that time may tell the label."""
-        end = bisect_left(events, time, key=itemgetter(0))
-        return tuple(row for _, row in events[max(0, end - self._max_events) : end])
-
-    def _rows(self, source: Source, folder: Path, part: str, needed: set[str]) -> Iterator[tuple[RawRow, str]]:
-        """A source's rows with their users."""
+    def _rows(self, reading: Reading, source: Source, part: str, needed: set[str]) -> Iterator[tuple[RawRow, str]]:
+        """A source's rows with their users; of events only those that can be in a history, unless all are checked."""
         named: set[str] = set()
-        for row in read_rows(source, folder, partial(self._check_columns, part, needed)):
-            named.update(row.cells)
+        asked = needed | ({self._columns.group} if self._columns.group else set())
+        for row in reading.rows(source, partial(self._check_columns, part, needed), asked, part):
+            if source.kind == "jsonl":
+                named.update(row.cells)
             if row.fault is not None:
                 self._problem(None, Problem(part, row.line, None, row.fault), row)
                 continue
             user = self._read(row, None, self._columns.user, part, read_user)
-            if user is not None:
+            if user is None:
+                continue
+            if part == "source" or user in self._rows_of:
                 self._rows_of[user] += 1
                 yield row, user
+            elif self._strict:
+                yield row, user
         # Of JSON Lines only the strict way may ask whether a column is there, since only rows can tell.
-        if self._strict and named and source.kind == "jsonl":
+        if self._strict and named:
             self._check_columns(part, needed, tuple(named))
 
     def _check_columns(self, part: str, needed: set[str], columns: Sequence[str]) -> None:
@@ -262,11 +303,10 @@ class _Reader:
         if time is not None:
             self._found.append((user, time.at, values, label, group))
 
-    def _take_event(self, row: RawRow, user: str, part: str) -> None:
+    def _event(self, row: RawRow, user: str, part: str) -> _Event | None:
         time = self._read_time(row, user, self._event_time, part, day_ends=True)
         values = self._values(row, user, self._event_columns, part)
-        if time is not None:
-            self._events.setdefault(user, []).append((time.at, values))
+        return None if time is None else (user, time.at, values)
 
     def _values(self, row: RawRow, user: str, names: Collection[str], part: str) -> Row:
         values: dict[str, str | float | None] = {}
@@ -280,7 +320,8 @@ class _Reader:
 
     def _read_time(self, row: RawRow, user: str, column: str, part: str, *, day_ends: bool) -> Moment | None:
         time = self._read(row, user, column, part, partial(read_moment, day_ends=day_ends))
-        if time is not None and self._zoned.setdefault(user, time.zoned) != time.zoned:
+        known = user in self._rows_of
+        if time is not None and known and self._zoned.setdefault(user, time.zoned) != time.zoned:
             what = "has a time zone where another time of this user has none, or the other way round"
             self._problem(user, Problem(part, row.line, column, f"{what}; give all of them one, or none"), row)
         return time

@@ -13,12 +13,11 @@ JSON Lines, Parquet and SQL know no such thing.
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from fedprofile.client.databases import database_url, sqlite_file
 from fedprofile.common.errors import DataError
 from fedprofile.common.tenant import Source, SqlSource
 
@@ -27,6 +26,12 @@ UNREADABLE = object()
 
 _LONGEST_CSV_CELL = 2**30
 """Python's own bound, 131072 characters, would stop the whole file at one long cell."""
+
+_PARQUET_BUFFER = 2**20
+"""Bytes; without it a row group's columns, which may be the whole file's, are in memory at once."""
+
+_PARQUET_ROWS = 4096
+"""Rows that are Python objects at once."""
 
 CheckColumns = Callable[[Sequence[str]], None]
 
@@ -46,36 +51,65 @@ class RawRow:
     fault: str | None = None
 
 
-def read_rows(source: Source, folder: Path, check_columns: CheckColumns) -> Iterator[RawRow]:
-    """Read a source row by row.
+class Reading:
+    """One reading of a tenant's sources, row by row; queries over one database see one state of it. A context manager.
 
     Args:
-        source: A file or a query.
-        folder: What a relative path counts from.
-        check_columns: Called with the columns before the first row; not for JSON Lines, where each row has its own,
-            nor for an empty file, which has none.
-
-    Yields:
-        The rows, in the source's order.
-
-    Raises:
-        DataError: The source as a whole cannot be read; what is said of it holds no cell and no password.
+        folder: What relative paths count from.
     """
-    if isinstance(source, SqlSource):
-        yield from _read_sql(source, folder, check_columns)
-        return
-    path = folder / source.path
-    try:
-        if source.kind == "csv":
-            yield from _read_csv(path, check_columns)
-        elif source.kind == "jsonl":
-            yield from _read_jsonl(path)
-        else:
-            yield from _read_parquet(path, check_columns)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror or type(error).__name__}); mend the path in tenant.toml."
-        ) from error
+
+    def __init__(self, folder: Path) -> None:
+        # Late, as it builds on this module.
+        from fedprofile.client.queries import Transactions
+
+        self._folder, self._transactions = folder, Transactions(folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._transactions.close()
+
+    def rows(
+        self, source: Source, check_columns: CheckColumns, columns: Collection[str] | None = None, part: str = "source"
+    ) -> Iterator[RawRow]:
+        """The rows of a source.
+
+        Args:
+            source: A file or a query.
+            check_columns: Called with the columns before the first row; not for JSON Lines, where each row has its
+                own, nor for an empty file, which has none.
+            columns: What is asked for, there or not; of Parquet nothing else is read. None for all.
+            part: What an error calls the source where it is a query: "source" or "events".
+
+        Yields:
+            The rows, in the source's order.
+
+        Raises:
+            DataError: The source as a whole cannot be read; what is said of it holds no cell and no password.
+        """
+        if isinstance(source, SqlSource):
+            for line, cells in enumerate(self._transactions.rows(source, check_columns, part), start=1):
+                yield RawRow(line, cells)
+            return
+        path = self._folder / source.path
+        try:
+            if source.kind == "csv":
+                yield from _read_csv(path, check_columns)
+            elif source.kind == "jsonl":
+                yield from _read_jsonl(path)
+            else:
+                yield from _read_parquet(path, check_columns, columns)
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror or type(error).__name__}); mend the path in tenant.toml."
+            ) from error
+
+
+def read_rows(source: Source, folder: Path, check_columns: CheckColumns) -> Iterator[RawRow]:
+    """The rows of one source alone; see `Reading.rows`."""
+    with Reading(folder) as reading:
+        yield from reading.rows(source, check_columns)
 
 
 def is_text(value: str) -> bool:
@@ -123,19 +157,20 @@ def _read_jsonl(path: Path) -> Iterator[RawRow]:
             yield RawRow(line, row) if isinstance(row, dict) else RawRow(line, fault="is not a JSON object")
 
 
-def _read_parquet(path: Path, check_columns: CheckColumns) -> Iterator[RawRow]:
+def _read_parquet(path: Path, check_columns: CheckColumns, columns: Collection[str] | None) -> Iterator[RawRow]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, buffer_size=_PARQUET_BUFFER) as file:
             names = list(file.schema_arrow.names)
             check_columns(names)
+            asked = None if columns is None else [name for name in names if name in columns]
             line = 0
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(_PARQUET_ROWS, columns=asked):
                 for cells in zip(*map(_values, batch.columns), strict=True):
                     line += 1
-                    yield RawRow(line, dict(zip(names, cells, strict=True)))
+                    yield RawRow(line, dict(zip(batch.schema.names, cells, strict=True)))
     except pyarrow.ArrowException:
         raise DataError(f"{path}: is not a readable Parquet file; write it anew.") from None
 
@@ -154,44 +189,3 @@ def _value(scalar: Any) -> Any:
         return scalar.as_py()
     except Exception:
         return UNREADABLE
-
-
-def _read_sql(source: SqlSource, folder: Path, check_columns: CheckColumns) -> Iterator[RawRow]:
-    import sqlalchemy
-
-    file = sqlite_file(source, folder)
-    if file is not None and not file.is_file():
-        # SQLite would make an empty database of that name.
-        raise DataError(f"{file}: is no file; mend the path of the database in tenant.toml.")
-    try:
-        engine = sqlalchemy.create_engine(database_url(source, folder))
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        raise DataError(
-            f"source.url is not a usable SQLAlchemy URL ({type(error).__name__}); check it and its driver."
-        ) from None
-    try:
-        try:
-            opened = engine.connect()
-        except sqlalchemy.exc.SQLAlchemyError as error:
-            raise DataError(
-                f"source.url: the database cannot be reached ({type(error).__name__}); look whether it runs, and at "
-                "host, port, database, user and password."
-            ) from None
-        with opened as connection:
-            if engine.dialect.name == "postgresql":
-                connection = connection.execution_options(postgresql_readonly=True)
-            elif engine.dialect.name == "sqlite":
-                connection.exec_driver_sql("PRAGMA query_only = ON")
-                # SQLite keeps any bytes as text; the driver would fail the query at one that is not UTF-8.
-                driver: Any = connection.connection.driver_connection
-                driver.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
-            result = connection.execution_options(yield_per=1000).execute(sqlalchemy.text(source.query))
-            names = list(result.keys())
-            check_columns(names)
-            for line, cells in enumerate(result, start=1):
-                yield RawRow(line, dict(zip(names, cells, strict=True)))
-    except sqlalchemy.exc.SQLAlchemyError as error:
-        # The driver's text may hold cells of the statement's result or the password.
-        raise DataError(f"source.query failed in the database ({type(error).__name__}); try it there.") from None
-    finally:
-        engine.dispose()

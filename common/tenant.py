@@ -45,9 +45,27 @@ class SqlSource(Frozen):
     """For example `postgresql+psycopg://reader@db/shop` or `sqlite:///shop.db`, whose path counts from the tenant
     file."""
     query: str
+    password_file: Path | None = None
+    """Holds the password, which then need not stand in the URL; relative to the tenant file."""
+    password_env: str | None = None
+    """The environment variable that holds the password."""
+
+    @model_validator(mode="after")
+    def _one_password(self) -> Self:
+        if self.password_file is not None and self.password_env is not None:
+            raise ValueError("password_file and password_env are two places for one password; keep one of them")
+        return self
 
 
 Source = Annotated[FileSource | SqlSource, Field(discriminator="kind")]
+
+
+class ReadingSpec(Frozen):
+    """How the sources are read while a run lasts."""
+
+    snapshot: Literal["round", "run"] = "round"
+    """`round`: each round sees the source as it is then. `run`: all rounds see the rows of the first reading, kept in
+    the tenant's directory, but for users who have left the source since."""
 
 
 class PopulationSpec(Frozen):
@@ -133,6 +151,7 @@ class TenantFile(Frozen):
     events: Source | None = None
     """Earlier events, where they are not the labelled rows themselves."""
     columns: Columns
+    reading: ReadingSpec = ReadingSpec()
     population: PopulationSpec
     budget: BudgetSpec
     run: RunSpec

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvicorn
@@ -27,6 +27,9 @@ from flwr.superlink.main import create_app
 
 from fedprofile.common.messages import Request, content_of
 from fedprofile.server.certificates import new_authority, new_server_certificate
+
+if TYPE_CHECKING:
+    from tests.client.postgresql import PostgreSQL
 
 
 @dataclass
@@ -170,3 +173,16 @@ def wait_until() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.01)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> "Iterator[PostgreSQL]":
+    """A real PostgreSQL for this session's tests."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'fedprofile[postgresql]'")
+    from tests.client.postgresql import programs, running
+
+    folder = programs()
+    if folder is None:
+        pytest.skip("PostgreSQL's initdb and postgres are not installed: apt-get install postgresql")
+    with running(folder) as server:
+        yield server

@@ -33,11 +33,13 @@ from fedprofile.client.received import AdapterFolder
 from fedprofile.client.records import ExampleSource
 from fedprofile.client.registry import Registry
 from fedprofile.client.remaining import is_over
+from fedprofile.client.snapshot import Snapshot
 from fedprofile.client.tenant_template import tenant_template
 from fedprofile.common.adapters import arrays_hash
 from fedprofile.common.card import FederationCard
 from fedprofile.common.cli import run_command
 from fedprofile.common.enrolment import Enrolment, Invite, file_text, read_exchanged
+from fedprofile.common.interactions import Example
 from fedprofile.common.messages import TABLE, Arrays, Kind, LedgerMark, Request, content_of, refusal_of, reply_of
 from fedprofile.common.tenant import TenantFile
 from fedprofile.server.certificates import new_authority
@@ -438,9 +440,11 @@ def test_start_says_at_once_that_the_run_is_over(home: Home) -> None:
     agreement, lines = read_agreement(home.place), list[str]()
     assert not is_over(home.place, agreement, Registry.of_user(), lines.append) and not lines
     adapters.keep({"head.bias": np.zeros(2, np.float32)}, 2, final=True)
+    Snapshot(home.place.snapshot, "run").write([Example("u1", {})])
     code, out, err = home.run("start", "--dir", str(home.root))
     assert code == 0, err
     assert "the run is over after round 2" in out and "loading" not in out
+    assert not list(home.place.snapshot.iterdir())
     # The server may wait for the reply to the final adapter itself.
     envelope = PullMessagesResponse(messages_list=[ProtoMessage()], message_object_trees=[ObjectTree()])
     Journal(home.place.journal).keep(envelope)
@@ -462,7 +466,9 @@ def test_start_says_at_once_that_nothing_is_left(home: Home) -> None:
         and "nothing is left of this run's share" in lines[0]
     )
     home.edit("reply_every = 0.25", 'reply_every = 0.25\nkinds = ["train", "evaluate"]')
+    Snapshot(home.place.snapshot, "run").write([Example("u1", {})])
     code, out, err = home.run("start", "--dir", str(home.root))
+    assert not list(home.place.snapshot.iterdir())
     assert code == 3 and "nothing is left of this run's share (epsilon=4" in err and "loading" not in out
 
 
@@ -570,10 +576,12 @@ def test_a_whole_run(home: Home, superlink: "SuperLink") -> None:
     lines: list[str] = []
     errors: list[BaseException] = []
 
+    snapshot = Snapshot(home.place.snapshot, "run")
+
     def run() -> None:
         try:
             with home.place.running():
-                examples = ExampleSource(agreement.tenant, agreement.card, home.root)
+                examples = ExampleSource(agreement.tenant, agreement.card, home.root, snapshot=snapshot)
                 participate(home.place, agreement, examples, key, lines.append, threading.Event())
         except BaseException as error:
             errors.append(error)
@@ -600,11 +608,13 @@ def test_a_whole_run(home: Home, superlink: "SuperLink") -> None:
     after = {name: array + first.arrays[name] for name, array in start.items()}
     running = json.loads(home.run("budget", "--dir", str(home.root), "--json")[1])
     assert [release["kind"] for release in running["releases"]] == ["evaluate", "train"]
+    assert snapshot.read()
     final = superlink.ask(node_id, Request(Kind.DELIVER, hash_, 2, after, first.ledger))
     assert reply_of(superlink.reply(final)).arrays == {}
     thread.join(120)
     assert not errors and not thread.is_alive()
     assert any("update sent" in line for line in lines) and lines[-1].startswith("finished: spent epsilon=")
+    assert not list(home.place.snapshot.iterdir()), "the run is over"
 
     code, out, _ = home.run("budget", "--dir", str(home.root), "--json")
     ledger = json.loads(out)
