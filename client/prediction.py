@@ -18,6 +18,7 @@ from fedprofile.client.sources import read_examples
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.interactions import encode
+from fedprofile.common.tasks import RegressionTask, TaskSpec
 from fedprofile.common.tenant import FileSource, TenantFile
 
 KINDS = get_args(FileSource.model_fields["kind"].annotation)
@@ -26,42 +27,51 @@ OUTPUTS = (".csv", ".jsonl", ".json")
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities for some records.
+    """What is predicted for some records.
 
     Args:
         round: After which round the adapter was.
         card_hash: Of the federation.
-        labels: The card's, in order.
+        task: The card's.
         users: One for each record, in the input's order.
-        probabilities: [n, labels]; each row sums to 1.
+        scores: [n, outputs]; see `fedprofile.common.modeling.head.scores`.
     """
 
     round: int
     card_hash: str
-    labels: tuple[str, ...]
+    task: TaskSpec
     users: tuple[str, ...]
-    probabilities: NDArray[np.float64]
+    scores: NDArray[np.float64]
 
     def as_rows(self) -> list[dict[str, Any]]:
         """One object a record; what `--json` prints a list of."""
         return [
-            {
-                "user": user,
-                "label": self.labels[int(row.argmax())],
-                "probabilities": {label: float(value) for label, value in zip(self.labels, row, strict=True)},
-                "round": self.round,
-            }
-            for user, row in zip(self.users, self.probabilities, strict=True)
+            {"user": user, **self._predicted(row), "round": self.round}
+            for user, row in zip(self.users, self.scores, strict=True)
         ]
 
     def as_csv(self) -> str:
         """A header, and one line a record."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["user", "label", *(f"p({label})" for label in self.labels)])
+        if isinstance(self.task, RegressionTask):
+            writer.writerow(["user", self.task.target])
+            writer.writerows([row["user"], f"{row[self.task.target]:.6g}"] for row in self.as_rows())
+            return buffer.getvalue()
+        writer.writerow(["user", "label", *(f"p({label})" for label in self.task.outputs)])
         for row in self.as_rows():
             writer.writerow([row["user"], row["label"], *(f"{value:.6f}" for value in row["probabilities"].values())])
         return buffer.getvalue()
+
+    def _predicted(self, row: NDArray[np.float64]) -> dict[str, Any]:
+        """Of one record: the label and all probabilities, or the target in its own unit under its own name."""
+        task = self.task
+        if isinstance(task, RegressionTask):
+            return {task.target: float(task.in_unit(row)[0])}
+        return {
+            "label": task.outputs[int(row.argmax())],
+            "probabilities": {label: float(value) for label, value in zip(task.outputs, row, strict=True)},
+        }
 
 
 def predict_file(directory: TenantDirectory, card: FederationCard, tenant: TenantFile, path: Path) -> Predictions:
@@ -98,7 +108,7 @@ def predict_file(directory: TenantDirectory, card: FederationCard, tenant: Tenan
     model.set_arrays(arrays)
     records = encode(examples, card, tokenizer)
     users = tuple(example.user for example in examples)
-    return Predictions(number, card.hash, card.task.labels, users, model.predict(records))
+    return Predictions(number, card.hash, card.task, users, model.predict(records))
 
 
 def check_output(path: Path, directory: TenantDirectory, tenant: TenantFile) -> None:

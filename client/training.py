@@ -298,7 +298,7 @@ class PrivateTrainer:
 
     def _backward(self, records: EncodedRecords, places: NDArray[np.int64]) -> None:
         logits = self._model([records.tokens[place] for place in places], records.features[places], self._cache)
-        summed_loss(logits, torch.from_numpy(records.labels[places])).backward()
+        summed_loss(logits, torch.from_numpy(records.labels[places]), self._model.card.task).backward()
 
     def _pull_back(self, trainables: dict[str, nn.Parameter], start: dict[str, torch.Tensor]) -> None:
         """FedProx's term, on what is noised already."""

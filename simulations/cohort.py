@@ -206,12 +206,13 @@ class CohortTrainer:
         picked = [(jobs[job].records, place) for job, place in zip(sample.job[chunk], sample.place[chunk], strict=True)]
         tokens = [records.tokens[place] for records, place in picked]
         features = np.stack([records.features[place] for records, place in picked])
-        labels = torch.tensor([int(records.labels[place]) for records, place in picked])
+        labels = torch.from_numpy(np.stack([records.labels[place] for records, place in picked]))
         # To the longest record and no further: no proof rests on the shape here.
         batch = self._model.batch(tokens, max(1, *map(len, tokens)))
 
         def summed() -> torch.Tensor:
-            return summed_loss(self._model.logits_of(batch, tokens, features, self._cache), labels)
+            logits = self._model.logits_of(batch, tokens, features, self._cache)
+            return summed_loss(logits, labels, self._model.card.task)
 
         rows = torch.from_numpy(sample.job[chunk]).to(self._model.device)
         with self._model.short_cuts():

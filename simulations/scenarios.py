@@ -123,7 +123,7 @@ def load_scenario(
         ScenarioTenant(tenant.name, rounded(tenant.users), tenant.write)
         for tenant in load_dataset(dataset, data_dir, options)
     )
-    return _with_configs(CARDS[dataset], tenants)
+    return _with_configs(DATASETS[dataset].scenario_of(options or {}), tenants)
 
 
 def replaced(data: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
