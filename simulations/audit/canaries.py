@@ -81,7 +81,7 @@ def make_canaries(model: ProfileModel, count: int, columns: int, words: int, see
         tokens=tokens,
         features=encode_features(rows, card.features),
         # Much of everything is what the last label looks like.
-        labels=np.where(high, 0, len(card.task.labels) - 1).astype(np.int64),
+        labels=np.where(high, 0, len(card.task.outputs) - 1).astype(np.int64),
         groups=np.zeros(count, np.int64),
     )
 
