@@ -5,7 +5,7 @@
 Runs each `configs/scenarios/NAME/experiment.toml` (what is done in DIR is not done again), adds its figures to
 `results/scenarios.json` and prints the table of all that is there. The measure is the exact area under the ROC curve of
 all tenants' evaluation users, for customer-service the accuracy: mean over splits into training and evaluation users,
-and in brackets the smallest and the largest. Before training every score is the same (the head starts at zero): AUC 0.5.
+and in brackets the smallest and the largest. Before training all scores are alike (the head starts at zero): AUC 0.5.
 """
 
 import json

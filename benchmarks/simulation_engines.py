@@ -138,7 +138,7 @@ def records_loss(
         tokens = [records.tokens[place] for place in places]
         batch = model.batch(tokens, max(map(len, tokens)))
         logits = model.logits_of(batch, tokens, records.features[places], cache)
-        return summed_loss(logits, torch.from_numpy(records.labels[places]))
+        return summed_loss(logits, torch.from_numpy(records.labels[places]), model.card.task)
 
     return summed
 

@@ -2,9 +2,10 @@
 
 Why it is private: each user has total weight 1, split evenly over at most m records, and a score is a function of its
 record alone, down to the last bit (see `Predict`). So a table has sensitivity 1 whatever scores the adapter gives (ten
-records of one user in one cell would turn a claimed epsilon of 1 into 14.4). A score that is not a number falls into
-the lowest bin, or counts as the first label: it changes a cell, never the weight. Nothing is skipped because of data;
-a tenant without evaluation users releases noise.
+records of one user in one cell would turn a claimed epsilon of 1 into 14.4). A score that is not a number counts
+as 0: it changes a cell, never the weight. Nothing is skipped because of data;
+a tenant without evaluation users releases noise. Into which cells a record goes, `table_cells` says for each kind of
+task; the table here gives each record its weight once and spreads it evenly over these.
 """
 
 from collections.abc import Callable
@@ -16,20 +17,21 @@ from fedprofile.client.noise import check_grid, noised_sum
 from fedprofile.client.randomness import Randomness
 from fedprofile.client.sampling import choose_records, take_records
 from fedprofile.client.segments import SegmentPlan
-from fedprofile.common.card import FederationCard, TaskSpec
-from fedprofile.common.evaluation_tables import SCORE_BINS, table_shape
+from fedprofile.common.card import FederationCard
+from fedprofile.common.evaluation_tables import table_cells, table_shape
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import TABLE, Arrays
+from fedprofile.common.tasks import Labels, TaskSpec
 
 Predict = Callable[[Arrays, EncodedRecords], NDArray[np.floating]]
-"""From an adapter and records to probabilities [n, labels], each row of which has the same bits whichever other records
+"""From an adapter and records to scores [n, outputs], each row of which has the same bits whichever other records
 there are: a hostile adapter can put every score on the edge of a bin. `ProfileModel.predict` is such a function."""
 
 
 def evaluation_table(
-    probabilities: NDArray[np.floating],
+    scores: NDArray[np.floating],
     *,
-    labels: NDArray[np.int64],
+    labels: Labels,
     groups: NDArray[np.int64],
     user: NDArray[np.int64],
     task: TaskSpec,
@@ -37,8 +39,8 @@ def evaluation_table(
     """The exact table of some records.
 
     Args:
-        probabilities: [n, labels]; may hold anything.
-        labels: True labels, int64 [n].
+        scores: [n, outputs]; may hold anything.
+        labels: True labels; see `TaskSpec.as_array`.
         groups: Index in the group's values, int64 [n]; ignored where the task has no group.
         user: Whose record it is, int64 [n]; at most m records each.
         task: The card's task.
@@ -51,16 +53,11 @@ def evaluation_table(
         return table
     _, inverse, counts = np.unique(user, return_inverse=True, return_counts=True)
     weight = 1.0 / counts[inverse]
-    scores = np.clip(np.nan_to_num(np.asarray(probabilities, np.float64), nan=0.0), 0.0, 1.0)
-    group = groups if task.group is not None else np.zeros_like(labels)
-    row = group * len(task.labels) + labels
-    if task.kind == "binary":
-        bins = np.minimum(scores[:, 1] * SCORE_BINS, SCORE_BINS - 1).astype(np.int64)
-        np.add.at(table, row * SCORE_BINS + bins, weight)
-        return table
-    predicted = scores.argmax(axis=1)
-    np.add.at(table, row * 2 + (predicted == labels), weight / 2)
-    np.add.at(table, len(table) - len(task.labels) + predicted, weight / 2)
+    bounded = np.clip(np.nan_to_num(np.asarray(scores, np.float64), nan=0.0), 0.0, 1.0)
+    group = groups if task.group is not None else np.zeros_like(groups)
+    cells = table_cells(task, bounded, labels, group)
+    parts = cells.shape[1]
+    np.add.at(table, cells.ravel(), np.repeat(weight / parts, parts))
     return table
 
 
@@ -68,7 +65,7 @@ class PrivateEvaluator:
     """Answers `evaluate`.
 
     Args:
-        predict: Probabilities of some records under an adapter.
+        predict: Scores of some records under an adapter.
         task: The card's task.
         noise_multiplier: sigma of one table.
         records_per_user: m.
@@ -106,24 +103,24 @@ class PrivateEvaluator:
             The noised table under the name `TABLE`.
         """
         few = self.choose(records, randomness)
-        probabilities = self._predict(arrays, few) if len(few) else np.zeros((0, len(self._task.labels)))
-        return self.table(few, probabilities, randomness)
+        scores = self._predict(arrays, few) if len(few) else np.zeros((0, len(self._task.outputs)))
+        return self.table(few, scores, randomness)
 
     def choose(self, records: EncodedRecords, randomness: Randomness) -> EncodedRecords:
         """At most m records of each user; the first thing that a table draws."""
         everyone = np.arange(len(records.users))
         return take_records(records, choose_records(records.user, everyone, self._records_per_user, randomness))
 
-    def table(self, few: EncodedRecords, probabilities: NDArray[np.floating], randomness: Randomness) -> Arrays:
+    def table(self, few: EncodedRecords, scores: NDArray[np.floating], randomness: Randomness) -> Arrays:
         """The noised table of chosen records; the last thing that a table draws.
 
         Args:
             few: From `choose`.
-            probabilities: [n, labels] of these records.
+            scores: [n, outputs] of these records.
             randomness: The same as for `choose`.
 
         Returns:
             See `evaluate`.
         """
-        exact = evaluation_table(probabilities, labels=few.labels, groups=few.groups, user=few.user, task=self._task)
+        exact = evaluation_table(scores, labels=few.labels, groups=few.groups, user=few.user, task=self._task)
         return {TABLE: noised_sum(exact, self._noise_multiplier, randomness)}

@@ -156,8 +156,7 @@ def read_data(
     per_user = np.bincount(records.user, minlength=len(records.users))
     lengths = np.array([len(tokens) for tokens in records.tokens], dtype=np.int64)
     unknown = sum(int((tokens == unknown_token).sum()) for tokens in records.tokens) if unknown_token is not None else 0
-    counts = np.bincount(records.labels[records.labels >= 0], minlength=len(card.task.labels))
-    labels = {name: float(count) / max(1, len(records)) for name, count in zip(card.task.labels, counts, strict=True)}
+    labels = card.task.shares(records.labels[records.labelled], len(records))
     full = float((lengths >= card.history.max_tokens).mean()) if len(lengths) else 0.0
     reading = DataReading(
         users=len(records.users),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
+from fedprofile.common.tasks import BinaryTask, MulticlassTask
 from fedprofile.common.tenant import JudgementSpec
 
 REVIEW = "review"
@@ -51,10 +52,14 @@ class Judgement:
             The judgement.
 
         Raises:
-            ConfigError: A band is given for a card that has no two labels, a label is called "review", or the file
-                of replies cannot be used.
+            ConfigError: The card has no labels to decide between, a band is given for a card that has not two labels, a
+                label is called "review", or the file of replies cannot be used.
         """
         task = card.task
+        if not isinstance(task, BinaryTask | MulticlassTask):
+            raise ConfigError(
+                f"judgement: decides between labels, of binary and multiclass tasks; this card's task is {task.kind}."
+            )
         if spec.band is not None and task.kind != "binary":
             raise ConfigError(
                 f"judgement.band: is for binary tasks, and this card's is {task.kind}; use judgement.confidence."

@@ -19,6 +19,7 @@ from fedprofile.client.sources import read_examples
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.interactions import encode, history_pieces
+from fedprofile.common.tasks import RegressionTask, TaskSpec
 from fedprofile.common.tenant import FileSource, TenantFile
 
 KINDS = get_args(FileSource.model_fields["kind"].annotation)
@@ -27,69 +28,79 @@ OUTPUTS = (".csv", ".jsonl", ".json")
 
 @dataclass(frozen=True)
 class Predictions:
-    """Probabilities for some records.
+    """What is predicted for some records.
 
     Args:
         round: After which round the adapter was.
         card_hash: Of the federation.
-        labels: The card's, in order.
+        task: The card's.
         users: One for each record, in the input's order.
-        probabilities: [n, labels]; each row sums to 1.
+        scores: [n, outputs]; see `fedprofile.common.modeling.head.scores`.
         texts: What the model saw of each record, before it was cut to the card's length.
         judgement: The tenant's; None gives every record's most likely label.
     """
 
     round: int
     card_hash: str
-    labels: tuple[str, ...]
+    task: TaskSpec
     users: tuple[str, ...]
-    probabilities: NDArray[np.float64]
+    scores: NDArray[np.float64]
     texts: tuple[str, ...] = field(repr=False, default=())
     judgement: Judgement | None = None
 
     @property
     def decisions(self) -> tuple[str, ...]:
-        """For each record its label, or `fedprofile.client.judgement.REVIEW`."""
-        if self.judgement is None:
-            return tuple(self.labels[int(row.argmax())] for row in self.probabilities)
-        return self.judgement.decisions(self.probabilities)
+        """For each record what `[judgement]` makes of it: a label or `fedprofile.client.judgement.REVIEW`."""
+        return () if self.judgement is None else self.judgement.decisions(self.scores)
 
     def as_rows(self) -> list[dict[str, Any]]:
         """One object a record; what `--json` prints a list of."""
         return [
-            {
-                "user": user,
-                "label": self.labels[int(row.argmax())],
-                "probabilities": {label: float(value) for label, value in zip(self.labels, row, strict=True)},
-                **self._judged(decision),
-                "round": self.round,
-            }
-            for user, row, decision in zip(self.users, self.probabilities, self.decisions, strict=True)
+            {"user": user, **self._predicted(row), **judged, "round": self.round}
+            for user, row, judged in zip(self.users, self.scores, self._judged(), strict=True)
         ]
 
-    def _judged(self, decision: str) -> dict[str, str]:
-        """Decision and reply, where the tenant judges and replies."""
+    def _judged(self) -> list[dict[str, str]]:
+        """Of each record decision and reply, where the tenant judges and replies."""
         if self.judgement is None:
-            return {}
-        replies = self.judgement.replies
-        return {"decision": decision} | ({"reply": self.judgement.reply(decision)} if replies else {})
+            return [{} for _ in self.users]
+        judgement = self.judgement
+        return [
+            {"decision": decision} | ({"reply": judgement.reply(decision)} if judgement.replies else {})
+            for decision in self.decisions
+        ]
 
     def as_review(self, *, json_lines: bool) -> str:
         """The review list; see `fedprofile.client.judgement.review_list`."""
         return review_list(
-            self.decisions, self.users, self.probabilities, self.labels, self.texts, json_lines=json_lines
+            self.decisions, self.users, self.scores, self.task.outputs, self.texts, json_lines=json_lines
         )
 
     def as_csv(self) -> str:
         """A header, and one line a record."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        judged = list(self._judged(""))
-        writer.writerow(["user", "label", *(f"p({label})" for label in self.labels), *judged])
+        if isinstance(self.task, RegressionTask):
+            writer.writerow(["user", self.task.target])
+            writer.writerows([row["user"], f"{row[self.task.target]:.6g}"] for row in self.as_rows())
+            return buffer.getvalue()
+        judged = self._judged()
+        names = list(judged[0]) if judged else []
+        writer.writerow(["user", "label", *(f"p({label})" for label in self.task.outputs), *names])
         for row in self.as_rows():
             values = (f"{value:.6f}" for value in row["probabilities"].values())
-            writer.writerow([row["user"], row["label"], *values, *(row[name] for name in judged)])
+            writer.writerow([row["user"], row["label"], *values, *(row[name] for name in names)])
         return buffer.getvalue()
+
+    def _predicted(self, row: NDArray[np.float64]) -> dict[str, Any]:
+        """Of one record: the label and all probabilities, or the target in its own unit under its own name."""
+        task = self.task
+        if isinstance(task, RegressionTask):
+            return {task.target: float(task.in_unit(row)[0])}
+        return {
+            "label": task.outputs[int(row.argmax())],
+            "probabilities": {label: float(value) for label, value in zip(task.outputs, row, strict=True)},
+        }
 
 
 def predict_file(directory: TenantDirectory, card: FederationCard, tenant: TenantFile, path: Path) -> Predictions:
@@ -129,7 +140,7 @@ def predict_file(directory: TenantDirectory, card: FederationCard, tenant: Tenan
     records = encode(examples, card, tokenizer)
     users = tuple(example.user for example in examples)
     texts = tuple("".join(history_pieces(example, card.history)) for example in examples)
-    return Predictions(number, card.hash, card.task.labels, users, model.predict(records), texts, judgement)
+    return Predictions(number, card.hash, card.task, users, model.predict(records), texts, judgement)
 
 
 def check_output(path: Path, directory: TenantDirectory, tenant: TenantFile, option: str = "--output") -> None:

@@ -78,7 +78,7 @@ def split_records(records: EncodedRecords, evaluation_user: Callable[[str], bool
     Returns:
         Both sets.
     """
-    labelled = take_records(records, np.flatnonzero(records.labels >= 0))
+    labelled = take_records(records, np.flatnonzero(records.labelled))
     chosen = np.array([evaluation_user(user) for user in records.users], dtype=np.bool_)
     return TenantRecords(training=labelled.of_users(~chosen), evaluation=labelled.of_users(chosen))
 

@@ -114,7 +114,7 @@ def _records(model: ProfileModel) -> EncodedRecords:
         user=places,
         tokens=[((np.arange(length - place % 2) * 7 + 11 * place) % vocabulary).astype(np.int32) for place in places],
         features=np.linspace(0, 1, RECORDS * card.features.width, dtype=np.float32).reshape(RECORDS, -1),
-        labels=places % len(card.task.labels),
+        labels=card.task.made_up(places),
         groups=np.zeros_like(places),
     )
 
@@ -122,7 +122,7 @@ def _records(model: ProfileModel) -> EncodedRecords:
 def _forward(model: ProfileModel, records: EncodedRecords, places: list[int]) -> torch.Tensor:
     tokens = [records.tokens[place] for place in places]
     logits = model(tokens, records.features[places], PrefixCache(model))
-    return summed_loss(logits, torch.from_numpy(records.labels[places]))
+    return summed_loss(logits, torch.from_numpy(records.labels[places]), model.card.task)
 
 
 def _gradients(model: ProfileModel, records: EncodedRecords, places: list[int]) -> dict[str, torch.Tensor]:

@@ -31,10 +31,12 @@ from typing import Any, TypeVar
 
 from fedprofile.client.cells import CellError, Moment, read_moment, read_number, read_text, read_user
 from fedprofile.client.histories import Histories
+from fedprofile.client.labels import label_reader
 from fedprofile.client.tables import RawRow, Reading
 from fedprofile.common.card import FederationCard, template_columns
 from fedprofile.common.errors import ConfigError, DataError, PolicyRefusal, Problem
 from fedprofile.common.interactions import Example, Row
+from fedprofile.common.tasks import Label
 from fedprofile.common.tenant import Columns, Source, TenantFile
 
 MAX_PROBLEMS = 1000
@@ -159,7 +161,7 @@ class _Reader:
         self._numbers = card.history.numbers | {feature.name for feature in card.features.numeric}
         self._record_columns = template_columns(card.history.record) | card.features.columns
         self._event_columns = template_columns(card.history.event)
-        self._labels = {label: place for place, label in enumerate(card.task.labels)}
+        self._read_label, self._unknown = label_reader(card.task), card.task.unknown
         group = card.task.group
         self._groups = {value: place for place, value in enumerate(group.values)} if group else {}
         self._has_events, self._max_events = bool(card.history.event), card.history.max_events
@@ -168,7 +170,7 @@ class _Reader:
         self._rows_of: Counter[str] = Counter()
         self._skipped = 0
         self._zoned: dict[str, bool] = {}
-        self._found: list[tuple[str, datetime, Row, int, int]] = []
+        self._found: list[tuple[str, datetime, Row, Label, int]] = []
         self._histories = Histories([], self._max_events)
         self._events_seen = self._events_fit = False
         self._there: set[str] = set()
@@ -290,13 +292,10 @@ class _Reader:
         time: Moment | None = Moment(datetime.max.replace(tzinfo=UTC), False)
         if self._has_events and self._columns.time:
             time = self._read_time(row, user, self._columns.time, "source", day_ends=False)
-        label, group = -1, len(self._groups)
+        label, group = self._unknown, len(self._groups)
         if self._labelled:
-            label = self._labels.get(self._read(row, user, self._columns.label, "source", read_text) or "", -1)
-            if label < 0:
-                known = ", ".join(self._labels) if len(self._labels) <= 10 else f"{len(self._labels)} labels"
-                what = f"is not one of the card's labels ({known})"
-                self._problem(user, Problem("source", row.line, self._columns.label, what), row)
+            found = self._read(row, user, self._columns.label, "source", self._read_label)
+            label = self._unknown if found is None else found
         if self._columns.group:
             group = self._groups.get(self._read(row, user, self._columns.group, "source", read_text) or "", group)
         values = self._values(row, user, self._record_columns, "source")

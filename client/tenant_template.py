@@ -9,6 +9,7 @@ import json
 
 from fedprofile.client.directory import populations_folder
 from fedprofile.common.card import FederationCard
+from fedprofile.common.tasks import RegressionTask
 
 DEFAULT_EPSILON = 3.0
 
@@ -57,7 +58,7 @@ def tenant_template(card: FederationCard) -> str:
             *_needed(card),
             "[columns]",
             'user = "user"                # whose row it is: text or whole numbers, the same for life; protected',
-            f'label = "label"              # one of: {_listed(task.labels)}',
+            f'label = "label"              # {_label(card)}',
             time if history.event else f"# {time}",
             '# event_time = "time"         # of [events], where it differs from time',
             group,
@@ -119,6 +120,14 @@ def tenant_template(card: FederationCard) -> str:
             "",
         ]
     )
+
+
+def _label(card: FederationCard) -> str:
+    """What the label's column holds."""
+    task = card.task
+    if isinstance(task, RegressionTask):
+        return f"{_listed(task.outputs)}, a number; below {task.low:g} and above {task.high:g} it is clipped"
+    return f"one of: {_listed(task.outputs)}"
 
 
 def _needed(card: FederationCard) -> list[str]:

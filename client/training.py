@@ -364,7 +364,7 @@ class PrivateTrainer:
         if prefix is not None and part:
             with without(hooks):
                 prefix = moved(model, batch, features, prefix, labels, part)
-        summed_loss(model.logits(batch, features, prefix), labels).backward()
+        summed_loss(model.logits(batch, features, prefix), labels, model.card.task).backward()
 
     def _pull_back(self, trainables: dict[str, nn.Parameter], start: dict[str, torch.Tensor]) -> None:
         """FedProx's term, on what is noised already."""

@@ -31,12 +31,13 @@ from fedprofile.client.received import AdapterFolder
 from fedprofile.client.sampling import TenantRecords, is_evaluation_user, split_records
 from fedprofile.client.sources import read_examples
 from fedprofile.client.training import PrivateTrainer, TrainingSettings
-from fedprofile.common.card import FederationCard, TaskSpec
+from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.interactions import EncodedRecords, encode
 from fedprofile.common.modeling.base import load_base, resolve_base
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
+from fedprofile.common.tasks import BinaryTask, Labels, LabelsTask, MulticlassTask
 from fedprofile.common.tenant import TenantFile
 
 FEWEST_USERS = 20
@@ -147,8 +148,9 @@ def find_worth(directory: TenantDirectory) -> Worth:
         DataError: The source cannot be read, or rows are wrong.
     """
     tenant, (card, segment) = directory.read_tenant_file(), read_agreed(directory)
-    if card.task.kind not in ("binary", "multiclass"):
-        raise ConfigError(f"worth: compares for binary and multiclass tasks; this card's is {card.task.kind}.")
+    task = card.task
+    if not isinstance(task, BinaryTask | MulticlassTask):
+        raise ConfigError(f"worth: compares for binary and multiclass tasks; this card's is {task.kind}.")
     adapters = AdapterFolder(directory, card.hash)
     adapters.require()
     base, tokenizer = load_base(resolve_base(card.base, directory.root / tenant.base.path if tenant.base else None))
@@ -163,16 +165,16 @@ def find_worth(directory: TenantDirectory) -> Worth:
     for part in (records.training, records.evaluation):
         cache.fill(part.tokens)
     scores = {
-        NO_MODEL: _most_frequent(records, card.task),
-        OWN_DATA: _own_regression(records, cache, card.task),
+        NO_MODEL: _most_frequent(records, task),
+        OWN_DATA: _own_regression(records, cache, task),
         FEDERATION: model.predict(records.evaluation),
     }
     if card.features.width:
         scores[COLUMNS] = _private_columns(plain, cache, records, segment)
-    return judge(records.evaluation, scores, card.task, number)
+    return judge(records.evaluation, scores, task, number)
 
 
-def judge(records: EncodedRecords, scores: dict[str, Scores], task: TaskSpec, number: int) -> Worth:
+def judge(records: EncodedRecords, scores: dict[str, Scores], task: LabelsTask, number: int) -> Worth:
     """Measure some ways on the same users.
 
     Args:
@@ -231,12 +233,12 @@ def _columns_alone(card: FederationCard) -> FederationCard:
     return card.model_copy(update={"adapter": adapter, "training": training})
 
 
-def _most_frequent(records: TenantRecords, task: TaskSpec) -> Scores:
+def _most_frequent(records: TenantRecords, task: LabelsTask) -> Scores:
     shares = np.bincount(records.training.labels, minlength=len(task.labels)) / len(records.training)
     return np.tile(shares, (len(records.evaluation), 1))
 
 
-def _own_regression(records: TenantRecords, cache: PrefixCache, task: TaskSpec) -> Scores:
+def _own_regression(records: TenantRecords, cache: PrefixCache, task: LabelsTask) -> Scores:
     inputs = [np.hstack([_texts(part, cache), part.features]) for part in (records.training, records.evaluation)]
     training = records.training
     model = GridSearchCV(
@@ -277,11 +279,11 @@ def _private_columns(model: ProfileModel, cache: PrefixCache, records: TenantRec
     return model.predict(records.evaluation, cache)
 
 
-def _auc(scores: Scores, labels: NDArray[np.int64], weights: Weights) -> float:
+def _auc(scores: Scores, labels: Labels, weights: Weights) -> float:
     return float(roc_auc_score(labels, scores[:, 1], sample_weight=weights))
 
 
-def _accuracy(scores: Scores, labels: NDArray[np.int64], weights: Weights) -> float:
+def _accuracy(scores: Scores, labels: Labels, weights: Weights) -> float:
     return float(accuracy_score(labels, scores.argmax(axis=1), sample_weight=weights))
 
 

@@ -17,48 +17,10 @@ from pydantic import Field, field_validator, model_validator
 
 from fedprofile.common.config import Frozen, load_toml, validate
 from fedprofile.common.errors import ConfigError
-
-OTHER_GROUP = "other"
-"""Where every user goes whose group value is not on the card."""
+from fedprofile.common.tasks import LabelsTask, Task
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-
-
-class GroupSpec(Frozen):
-    """One attribute for fairness tables. It never enters the text or the features."""
-
-    attribute: str
-    values: tuple[str, ...] = Field(min_length=1)
-
-    @field_validator("values")
-    @classmethod
-    def _values_are_distinct(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(values)) != len(values) or OTHER_GROUP in values:
-            raise ValueError(f"values must be distinct and without '{OTHER_GROUP}', which is always there")
-        return values
-
-    @property
-    def all_values(self) -> tuple[str, ...]:
-        """The values of the card followed by `other`."""
-        return (*self.values, OTHER_GROUP)
-
-
-class TaskSpec(Frozen):
-    """What is predicted."""
-
-    kind: Literal["binary", "multiclass"]
-    labels: tuple[str, ...] = Field(min_length=2)
-    """In order; for `binary` the second is the positive one."""
-    group: GroupSpec | None = None
-
-    @model_validator(mode="after")
-    def _labels_fit(self) -> Self:
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels must be distinct")
-        if self.kind == "binary" and len(self.labels) != 2:
-            raise ValueError("a binary task has exactly two labels")
-        return self
 
 
 class HistorySpec(Frozen):
@@ -385,7 +347,7 @@ class FederationCard(Frozen):
 
     format: Literal[1] = 1
     name: Name
-    task: TaskSpec
+    task: Task
     history: HistorySpec
     features: FeaturesSpec = FeaturesSpec()
     base: BaseSpec
@@ -408,6 +370,8 @@ class FederationCard(Frozen):
             raise ValueError(
                 f"the group attribute '{group.attribute}' is for audits only; take it out of templates and features"
             )
+        if self.adapter.label_head and not isinstance(self.task, LabelsTask):
+            raise ValueError(f"adapter.label_head starts from the labels' names; a {self.task.kind} task has none")
         if self.evaluation.patience and self.evaluation.when != "every-round":
             raise ValueError("evaluation.patience needs evaluation.when = 'every-round'")
         if self.initial_adapter and self.adapter.method == "lora" and self.adapter.train == "B":

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedprofile.common.card import FederationCard, HistorySpec
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.features import encode_features
+from fedprofile.common.tasks import Label, Labels
 
 Value = str | float | None
 Row = Mapping[str, Value]
@@ -41,14 +42,14 @@ class Example:
         user: Pseudonym of the user at this tenant.
         row: The labelled row by card names; what is known when the prediction is asked for.
         events: The user's earlier rows, oldest first, strictly before the row's time.
-        label: Index in the card's labels; -1 where it is not known.
+        label: See `fedprofile.common.tasks`; -1 where it is not known.
         group: Index in the group's values, the last being `other`.
     """
 
     user: str
     row: Row = field(repr=False)
     events: tuple[Row, ...] = field(default=(), repr=False)
-    label: int = -1
+    label: Label = -1
     group: int = 0
 
 
@@ -61,7 +62,7 @@ class EncodedRecords:
         user: Index in `users` of each record, int64 [n].
         tokens: Token ids of each record with special tokens, int32 arrays of at most `max_tokens`.
         features: Fused columns, float32 [n, width].
-        labels: int64 [n], -1 where not known.
+        labels: Of `TaskSpec.as_array`, [n]; -1 where not known.
         groups: int64 [n].
     """
 
@@ -69,11 +70,17 @@ class EncodedRecords:
     user: NDArray[np.int64] = field(repr=False)
     tokens: list[NDArray[np.int32]] = field(repr=False)
     features: NDArray[np.float32] = field(repr=False)
-    labels: NDArray[np.int64] = field(repr=False)
+    labels: Labels = field(repr=False)
     groups: NDArray[np.int64] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Whose label is known, [n]."""
+        known: NDArray[np.bool_] = np.all(self.labels >= 0, axis=tuple(range(1, self.labels.ndim)))
+        return known
 
     def of_users(self, keep: NDArray[np.bool_]) -> "EncodedRecords":
         """The records of some users.
@@ -217,7 +224,7 @@ def encode(examples: Sequence[Example], card: FederationCard, tokenizer: Tokeniz
         user=np.array([place[example.user] for example in examples], dtype=np.int64),
         tokens=_tokens(examples, card, tokenizer),
         features=encode_features([example.row for example in examples], card.features),
-        labels=np.array([example.label for example in examples], dtype=np.int64),
+        labels=card.task.as_array([example.label for example in examples]),
         groups=np.array([example.group for example in examples], dtype=np.int64),
     )
 

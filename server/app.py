@@ -23,7 +23,7 @@ from fedprofile.common.errors import FedprofileError, InputError, RefusalCode
 from fedprofile.common.messages import Arrays, Kind
 from fedprofile.server.admission import Member
 from fedprofile.server.checkpoint import Checkpoint
-from fedprofile.server.evaluation import EarlyStopping, headline
+from fedprofile.server.evaluation import EarlyStopping, headline, merit
 from fedprofile.server.history import RoundRecord
 from fedprofile.server.stopping import ServerStopped
 from fedprofile.server.strategy import Members, Outcome, make_strategy, numpy_of, record_of
@@ -214,7 +214,8 @@ class _Run:
             replies = self._grid.send_and_receive(questions, timeout=self._card.rounds.timeout)
             self._strategy.aggregate_evaluate(number, replies)
             self._at.evaluated.append(number)
-            stop = self._at.stopping.update(self._strategy.outcome.metrics.get(headline(self._card.task)))
+            task = self._card.task
+            stop = self._at.stopping.update(merit(self._strategy.outcome.metrics, headline(task), task))
             return self._strategy.outcome
 
         self._ask(Kind.EVALUATE, number, ask)

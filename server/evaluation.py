@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedprofile.common.card import TaskSpec
-from fedprofile.common.evaluation_tables import Interval, Table, metrics_from_table, table_shape
+from fedprofile.common.evaluation_tables import Interval, Metrics, Table, metrics_from_table, table_shape
 from fedprofile.common.messages import TABLE, Arrays
+from fedprofile.common.tasks import RegressionTask, TaskSpec
 
-Metrics = dict[str, Interval | None]
-"""None where there are too few users to say."""
+__all__ = ["EarlyStopping", "Metrics", "TableSum", "headline", "merit"]
 
 
 class TableSum:
@@ -48,9 +47,30 @@ class TableSum:
         return metrics_from_table(self._sum, self._noise_variance, self._task)
 
 
+_HEADLINES = {"binary": "auc", "multiclass": "accuracy", "regression": "mean_absolute_error"}
+
+
 def headline(task: TaskSpec) -> str:
-    """The metric that early stopping looks at."""
-    return "auc" if task.kind == "binary" else "accuracy"
+    """The metric that early stopping and fair weights look at."""
+    return _HEADLINES[task.kind]
+
+
+def merit(metrics: Metrics, name: str, task: TaskSpec) -> Interval | None:
+    """A headline metric as a number between 0 and 1 of which more is better.
+
+    Args:
+        metrics: From `metrics_from_table`.
+        name: The headline, or the headline of a group.
+        task: The card's.
+
+    Returns:
+        The metric itself; of an error, one minus its share of the range.
+    """
+    found = metrics.get(name)
+    if found is None or not isinstance(task, RegressionTask):
+        return found
+    value, low, high = (1 - error / task.width for error in (found.value, found.high, found.low))
+    return Interval(value, low, high)
 
 
 @dataclass
@@ -74,7 +94,7 @@ class EarlyStopping:
         """Look at one evaluation.
 
         Args:
-            interval: Of the headline metric.
+            interval: Of the headline metric; see `merit`.
 
         Returns:
             Whether to stop.

@@ -111,7 +111,7 @@ def probes(card: FederationCard) -> tuple[list[str], list[dict[str, "Value"]]]:
     Returns:
         Texts, and the feature columns of each.
     """
-    words = [card.name, *card.task.labels, *(feature.name for feature in card.features.all)]
+    words = [card.name, *card.task.outputs, *(feature.name for feature in card.features.all)]
     count = 3 + max((len(feature.values) for feature in card.features.categorical), default=0)
     texts, columns = [], []
     for place in range(count):

@@ -10,9 +10,10 @@ tenant; and where that is too noisy as well, of the federation. With few users a
 
 import numpy as np
 
-from fedprofile.common.card import AggregationSpec, TaskSpec
+from fedprofile.common.card import AggregationSpec
 from fedprofile.common.evaluation_tables import Table, metrics_from_table
-from fedprofile.server.evaluation import headline
+from fedprofile.common.tasks import TaskSpec
+from fedprofile.server.evaluation import headline, merit
 
 LARGEST_FACTOR = 4.0
 """No tenant weighs more than this many times, or less than one over this many times, what its users say."""
@@ -63,11 +64,8 @@ class FairWeights:
         return float(min(max((error / mean) ** self._settings.fairness_q, 1 / LARGEST_FACTOR), LARGEST_FACTOR))
 
     def _error(self, table: Table, variance: float) -> float | None:
-        """Of the group that is served worst, one minus the headline metric."""
+        """Of the group that is served worst, one minus the headline's merit."""
         metrics, name = metrics_from_table(table, variance, self._task), headline(self._task)
-        groups = [value.value for key, value in metrics.items() if key.startswith(f"{name}:") and value is not None]
-        whole = metrics[name]
-        if whole is None and not groups:
-            return None
-        worst = min(groups, default=1.0) if whole is None else min([*groups, whole.value])
-        return max(1.0 - worst, SMALLEST_ERROR)
+        names = [key for key in metrics if key == name or key.startswith(f"{name}:")]
+        merits = [own.value for key in names if (own := merit(metrics, key, self._task)) is not None]
+        return max(1.0 - min(merits), SMALLEST_ERROR) if merits else None

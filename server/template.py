@@ -38,8 +38,10 @@ max_update_norm = 10.0
 # initial_adapter = "..."
 
 [task]
-kind = "binary"                    # or "multiclass"
+kind = "binary"                    # or "multiclass", with any number of labels
 labels = ["no", "yes"]             # in order; the second is the positive one
+# A number instead: kind = "regression", target = "rating", and its public range low = 1, high = 5, to which it is
+# clipped. loss = "huber" is for targets with errors far from the others.
 
 # One attribute for fairness tables. It never enters the text or the features, and a tenant may decline it.
 # [task.group]

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_auc_score, root_mean_squared_error
 
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
+from fedprofile.common.tasks import Labels, RegressionTask, TaskSpec
 from fedprofile.simulations.arms import ArmResult
 from fedprofile.simulations.experiment import Cell
 from fedprofile.simulations.federation import SimulatedTenant
@@ -43,22 +44,38 @@ class PreparedCell:
     everybody: SimulatedTenant | None = field(default=None, repr=False)
 
 
-def exact_metrics(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> dict[str, float | int | None]:
+def exact_metrics(scores: NDArray[np.floating], labels: Labels, task: TaskSpec) -> dict[str, float | int | None]:
     """Metrics over evaluation users whose labels are known. NOT private.
 
     Args:
-        probabilities: [n, labels].
-        labels: True labels, int64 [n].
+        scores: [n, outputs].
+        labels: True labels; see `TaskSpec.as_array`.
+        task: The card's.
 
     Returns:
-        Accuracy, log loss and, for two labels, the area under the ROC curve; None where they have no meaning.
+        Accuracy, log loss and, for two labels, the area under the ROC curve; for a regression the mean absolute and
+        the root mean squared error, of targets clipped to the range. None where they have no meaning.
     """
+    if isinstance(task, RegressionTask):
+        return {"records": len(labels), **_errors(task.in_unit(scores[:, 0]), task.in_unit(labels))}
+    return {"records": len(labels), **_classified(scores, labels)}
+
+
+def _errors(predicted: NDArray[np.float64], target: NDArray[np.float64]) -> dict[str, float | None]:
+    if not len(target):
+        return {"mean_absolute_error": None, "root_mean_squared_error": None}
+    return {
+        "mean_absolute_error": float(mean_absolute_error(target, predicted)),
+        "root_mean_squared_error": float(root_mean_squared_error(target, predicted)),
+    }
+
+
+def _classified(probabilities: NDArray[np.floating], labels: Labels) -> dict[str, float | None]:
     if not len(labels):
-        return {"records": 0, "accuracy": None, "log_loss": None, "auc": None}
+        return {"accuracy": None, "log_loss": None, "auc": None}
     kinds = range(probabilities.shape[1])
     both = probabilities.shape[1] == 2 and len(np.unique(labels)) == 2
     return {
-        "records": len(labels),
         "accuracy": float(accuracy_score(labels, probabilities.argmax(axis=1))),
         "log_loss": float(log_loss(labels, probabilities, labels=list(kinds))),
         "auc": float(roc_auc_score(labels, probabilities[:, 1])) if both else None,
@@ -75,7 +92,7 @@ def predictions(
 
     Args:
         prepared: The cell.
-        scores: Probabilities of each tenant's evaluation records.
+        scores: Of each tenant's evaluation records, [n, outputs].
         numbers: User -> the number that stands for them.
         truth: User -> probability by the Bayes rule, where it is known.
 
@@ -85,13 +102,17 @@ def predictions(
     groups = [each.groups for each in prepared.examples]
     columns = list(dict.fromkeys(name for of in groups for values in of.values() for name in values))
     frames = []
-    for tenant, of, probabilities in zip(prepared.tenants, groups, scores, strict=True):
+    task = prepared.card.task
+    for tenant, of, own in zip(prepared.tenants, groups, scores, strict=True):
         records = tenant.records.evaluation
         users = [records.users[place] for place in records.user]
         frame = pd.DataFrame({"tenant": tenant.name, "user": [numbers[user] for user in users]})
-        frame["label"] = records.labels
-        for number, column in enumerate(probabilities.T):
-            frame[f"p{number}"] = column
+        if isinstance(task, RegressionTask):
+            frame["target"], frame["prediction"] = task.in_unit(records.labels), task.in_unit(own[:, 0])
+        else:
+            frame["label"] = records.labels
+            for number, column in enumerate(own.T):
+                frame[f"p{number}"] = column
         for name in columns:
             frame[f"{GROUP_PREFIX}{name}"] = [of.get(user, {}).get(name, "") for user in users]
         if truth is not None:
@@ -142,12 +163,16 @@ def people(prepared: PreparedCell, result: ArmResult) -> list[dict[str, Any]]:
 
 
 def picture(prepared: PreparedCell) -> dict[str, Any]:
-    """How many users of each label and each group value are at each tenant; a user's label is that of the first row."""
+    """How many users of each label and each group value are at each tenant.
+
+    A user's label is that of the first row; of a regression, the quarter of the range that it lies in.
+    """
+    task = prepared.card.task
     labels: dict[str, Counter[str]] = {}
     groups: dict[str, dict[str, Counter[str]]] = {}
     for tenant in prepared.examples:
         first = {example.user: example.label for example in reversed(tenant.examples) if example.label >= 0}
-        labels[tenant.name] = Counter(prepared.card.task.labels[label] for label in first.values())
+        labels[tenant.name] = Counter(task.name_of(label) for label in first.values())
         for values in tenant.groups.values():
             for name, value in values.items():
                 groups.setdefault(name, {}).setdefault(tenant.name, Counter())[value] += 1

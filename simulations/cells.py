@@ -195,7 +195,7 @@ class CellRunner:
         return ArmResult.together(found, len(prepared.tenants))
 
     def _scores(self, prepared: PreparedCell, result: ArmResult) -> list[NDArray[np.float64]]:
-        """Probabilities of each tenant's evaluation records."""
+        """Scores of each tenant's evaluation records."""
         model, cache = self.base(prepared.card).model(prepared.card)
         scores = []
         for tenant, arrays in zip(prepared.tenants, result.adapters, strict=True):
@@ -219,7 +219,7 @@ class CellRunner:
         """What was measured: exact metrics over evaluation users, which only a simulation has, and the noised ones."""
         evaluation = [tenant.records.evaluation for tenant in prepared.tenants]
         tenants = []
-        for tenant, probabilities in zip(prepared.tenants, scores, strict=True):
+        for tenant, own in zip(prepared.tenants, scores, strict=True):
             spent = result.spent.get(tenant.name if prepared.everybody is None else prepared.everybody.name)
             tenants.append(
                 {
@@ -228,7 +228,7 @@ class CellRunner:
                     "training_users": len(tenant.records.training.users),
                     "evaluation_users": len(tenant.records.evaluation.users),
                     "spent": None if spent is None else spent.as_dict(),
-                    "exact_metrics": exact_metrics(probabilities, tenant.records.evaluation.labels),
+                    "exact_metrics": exact_metrics(own, tenant.records.evaluation.labels, prepared.card.task),
                 }
             )
         labels = np.concatenate([records.labels for records in evaluation])
@@ -236,7 +236,7 @@ class CellRunner:
             "rounds": result.rounds,
             "reason": result.reason,
             "adapter_sha256": _hash(result.adapters),
-            "exact_metrics": exact_metrics(np.concatenate(scores), labels),
+            "exact_metrics": exact_metrics(np.concatenate(scores), labels, prepared.card.task),
             "noised_metrics": {
                 str(record.round): metrics_as_dict(record.outcome.metrics)
                 for record in result.records
@@ -278,8 +278,11 @@ def check_cell(cell: Cell, scenario: Scenario) -> None:
     tenant = _for_cell(TenantExamples("", scenario.template, [], lambda user: False), cell)
     card = cell_card(cell, scenario)
     cell.mitigation.training(card, tenant.settings)
-    if cell.mitigation.kind == "thresholds" and (cell.arm != "federated" or card.task.group is None):
-        raise ConfigError("mitigation.kind='thresholds': needs arm='federated' and a card with a group attribute.")
+    fits = cell.arm == "federated" and card.task.group is not None and card.task.kind == "binary"
+    if cell.mitigation.kind == "thresholds" and not fits:
+        raise ConfigError(
+            "mitigation.kind='thresholds': needs arm='federated' and a binary card with a group attribute."
+        )
 
 
 def cell_card(cell: Cell, scenario: Scenario) -> FederationCard:

@@ -209,16 +209,16 @@ class CohortTrainer:
         """Each record's gradient, [n, size]."""
         tokens = [sample.records.tokens[place] for place in chunk]
         features, labels = sample.records.features[chunk], torch.from_numpy(sample.records.labels[chunk])
-        part = sample.adversarial
+        part, task = sample.adversarial, self._model.card.task
         # To the longest record and no further: no proof rests on the shape here.
         batch = self._model.batch(tokens, max(1, *map(len, tokens)))
 
         def summed() -> torch.Tensor:
             if not part:
-                return summed_loss(self._model.logits_of(batch, tokens, features, self._cache), labels)
+                return summed_loss(self._model.logits_of(batch, tokens, features, self._cache), labels, task)
             start = self._model.entry(batch, tokens, self._cache)
             near = moved(self._model, batch, features, start, labels, part)
-            return summed_loss(self._model.logits(batch, features, near), labels)
+            return summed_loss(self._model.logits(batch, features, near), labels, task)
 
         rows = torch.from_numpy(sample.job[chunk]).to(self._model.device)
         with self._model.short_cuts():

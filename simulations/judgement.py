@@ -63,7 +63,7 @@ def judge(rehearsal: Rehearsal, *, seed: int, compare: bool) -> Judgement:
         {
             "text": base.tokenizer.decode(ids, skip_special_tokens=True),
             "columns": {feature.name: example.row[feature.name] for feature in card.features.all},
-            "probabilities": {label: round(float(p), 3) for label, p in zip(card.task.labels, row, strict=True)},
+            "probabilities": {label: round(float(p), 3) for label, p in zip(card.task.outputs, row, strict=True)},
         }
         for example, ids, row in zip(few, records.tokens, model.predict(records, cache), strict=True)
     ]

@@ -20,9 +20,10 @@ from pydantic import Field
 
 from fedprofile.client.segments import SegmentPlan, plan_segment
 from fedprofile.client.training import TrainingSettings
-from fedprofile.common.card import FederationCard, TaskSpec
+from fedprofile.common.card import FederationCard
 from fedprofile.common.config import Frozen
 from fedprofile.common.errors import ConfigError
+from fedprofile.common.tasks import TaskSpec
 from fedprofile.common.tenant import TenantFile
 from fedprofile.simulations.scenarios import changed
 

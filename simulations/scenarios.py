@@ -127,7 +127,7 @@ def load_scenario(
         ScenarioTenant(tenant.name, rounded(tenant.users), tenant.write)
         for tenant in load_dataset(name, data_dir, options)
     )
-    return _with_configs(CARDS[name], tenants)
+    return _with_configs(DATASETS[name].scenario_of(options or {}), tenants)
 
 
 def _generated(name: str, seed: int, options: Mapping[str, Any]) -> tuple[ScenarioTenant, ...]:

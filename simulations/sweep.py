@@ -28,6 +28,7 @@ from fedprofile.simulations.analysis import write_analysis
 from fedprofile.simulations.audit.shown import read_audit
 from fedprofile.simulations.cells import CellOutcome, CellRunner, check_cell, read_scenario
 from fedprofile.simulations.experiment import Cell, Experiment
+from fedprofile.simulations.report.metrics import UTILITY
 
 
 def run_experiment(
@@ -193,7 +194,7 @@ def _write_table(root: Path, cells: Sequence[Cell]) -> None:
                     "noise": found["noise"],
                     "tenants": len(found["tenants"]),
                     "rounds": found["rounds"],
-                    **{name: found["exact_metrics"][name] for name in ("records", "auc", "accuracy", "log_loss")},
+                    **found["exact_metrics"],
                     "epsilon_spent": max((t["spent"]["epsilon"] for t in found["tenants"] if t["spent"]), default=None),
                     "delta": max((t["spent"]["delta"] for t in found["tenants"] if t["spent"]), default=None),
                     "adapter_sha256": found["adapter_sha256"],
@@ -234,8 +235,8 @@ class _Progress:
         """A cell is done."""
         self._bars.advance(self._cells)
         exact = result["exact_metrics"]
-        name = "auc" if exact["auc"] is not None else "accuracy"
-        figure = "no evaluation users" if exact[name] is None else f"exact {name} {exact[name]:.3f}"
+        names = [name for name in UTILITY if exact.get(name) is not None]
+        figure = f"exact {names[0]} {exact[names[0]]:.3f}" if names else "no evaluation users"
         timing = result["timing"]
         self._bars.console.print(
             f"{cell.name}: {figure}; {result['rounds']} rounds of {timing['round_s']:.2f} s, "

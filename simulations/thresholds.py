@@ -16,9 +16,9 @@ from fairlearn.postprocessing import ThresholdOptimizer
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-from fedprofile.common.card import TaskSpec
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.evaluation_tables import SCORE_BINS, TOO_FEW, Table, table_shape
+from fedprofile.common.tasks import TaskSpec
 from fedprofile.simulations.predictions import THRESHOLD, GroupThresholds
 
 Constraint = Literal["equal_opportunity", "demographic_parity"]

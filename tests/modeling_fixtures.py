@@ -116,6 +116,17 @@ def make_model(tiny_base: Path, card_data: Callable[..., dict[str, Any]]) -> Mak
     return make
 
 
+@pytest.fixture(scope="session")
+def make_kind(tiny_base: Path, card_data: Callable[..., dict[str, Any]]) -> MakeModel:
+    """As `make_model`, with a whole `task` section in place of the binary one."""
+
+    def make(task: dict[str, Any], **sections: Any) -> ProfileModel:
+        card = FederationCard.model_validate({**card_data(**sections), "task": task})
+        return ProfileModel(card, *load_base(resolve_base(card.base, tiny_base)))
+
+    return make
+
+
 @pytest.fixture
 def make_records() -> Callable[..., EncodedRecords]:
     """A function that gives random records of one user each; lengths from 1 to `longest`."""
@@ -127,7 +138,7 @@ def make_records() -> Callable[..., EncodedRecords]:
             user=np.arange(count, dtype=np.int64),
             tokens=[rng.integers(4, 60, size).astype(np.int32) for size in rng.integers(1, longest + 1, count)],
             features=rng.random((count, model.card.features.width), dtype=np.float32),
-            labels=rng.integers(0, len(model.card.task.labels), count),
+            labels=model.card.task.made_up(rng.integers(0, 100, count)),
             groups=np.zeros(count, np.int64),
         )
 

@@ -39,14 +39,14 @@ def moved(
         batch: The records.
         features: Of the records.
         prefix: Their activations; see `ProfileModel.logits`.
-        labels: int64 [n].
+        labels: Of the records; see `fedprofile.common.tasks.TaskSpec.as_array`.
         part: How far, in parts of the norm of a record's activations.
 
     Returns:
         As `prefix`, without gradient; unchanged for a record whose gradient is zero.
     """
     start = prefix.detach().to(model.device).requires_grad_()
-    [gradients] = torch.autograd.grad(summed_loss(model.logits(batch, features, start), labels), start)
+    [gradients] = torch.autograd.grad(summed_loss(model.logits(batch, features, start), labels, model.card.task), start)
     start = start.detach()
     norms = gradients.flatten(1).norm(dim=1)
     steps = torch.where(norms > 0, part * start.flatten(1).norm(dim=1) / norms, 0.0)

@@ -29,6 +29,7 @@ from fedprofile.common.adapters import AdapterError, Arrays, check_arrays, read_
 from fedprofile.common.errors import InputError
 from fedprofile.common.interactions import EncodedRecords, Value
 from fedprofile.common.modeling.profile_model import HEAD_BIAS, HEAD_WEIGHT, ProfileModel
+from fedprofile.common.tasks import RegressionTask
 
 FORMAT = "fedprofile-head/1"
 HEAD_JSON = "head.json"
@@ -128,7 +129,7 @@ def compare_in_fresh_process(
         records: The same as this model takes them.
 
     Returns:
-        The largest difference of a probability.
+        The largest difference of a probability; of a regression's target, as a share of its range.
 
     Raises:
         AdapterError: The loader fails.
@@ -143,8 +144,11 @@ def compare_in_fresh_process(
     if ran.returncode != 0:
         raise AdapterError(f"{folder}: the exported loader fails: {(ran.stderr.strip().splitlines() or ['?'])[-1]}")
     printed = [json.loads(line) for line in ran.stdout.splitlines()]
-    scores = np.array([[row[label] for label in model.card.task.labels] for row in printed])
-    return float(np.abs(scores - model.predict(records)).max(initial=0.0))
+    task, expected = model.card.task, model.predict(records)
+    found = np.array([[row[output] for output in task.outputs] for row in printed])
+    if isinstance(task, RegressionTask):
+        found, expected = found / task.width, task.in_unit(expected) / task.width
+    return float(np.abs(found - expected).max(initial=0.0))
 
 
 def _write(model: ProfileModel, folder: Path, rounds: int, tenants: Sequence[TenantPrivacy]) -> None:
@@ -170,7 +174,8 @@ def head_description(model: ProfileModel) -> dict[str, Any]:
         "federation": card.name,
         "card": card.hash,
         "task": card.task.kind,
-        "labels": list(card.task.labels),
+        "labels": list(card.task.outputs),
+        "range": [card.task.low, card.task.high] if isinstance(card.task, RegressionTask) else None,
         "adapter": not model.caches_pooled,
         "base": card.base.model_dump(),
         "pooling": card.adapter.pooling,
@@ -218,7 +223,7 @@ def _model_card(model: ProfileModel, rounds: int, tenants: Sequence[TenantPrivac
             f"# {card.name}",
             "",
             f"A {adapter} over `{card.base.id}` (revision `{card.base.revision}`), trained in {rounds} rounds of "
-            f"federated learning to predict {', '.join(card.task.labels)}. Federation card `{card.hash}`.",
+            f"federated learning to predict {', '.join(card.task.outputs)}. Federation card `{card.hash}`.",
             "",
             f"`{LOADER_FILE}` shows how to predict; `{HEAD_JSON}` describes the head's inputs.",
             "",

@@ -13,6 +13,11 @@ from types import MethodType
 import torch
 from torch import nn
 
+from fedprofile.common.tasks import RegressionTask, TaskSpec
+
+MIDDLE = 0.5
+"""Of a regression's range. Its logit is the distance from there, so that a head of zeros predicts the middle."""
+
 
 def row_wise_head(inputs: int, labels: int) -> nn.Linear:
     """A linear layer that starts at zero and computes row by row, forward and backward.
@@ -40,26 +45,41 @@ def _row_by_row(head: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
     return (products.sum(dim=2) + head.bias.double()).to(rows.dtype)
 
 
-def probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Softmax in float64.
+def scores(logits: torch.Tensor, task: TaskSpec) -> torch.Tensor:
+    """What the logits say, in float64.
 
     Args:
-        logits: [n, labels].
+        logits: [n, outputs].
+        task: The card's.
 
     Returns:
-        float64 [n, labels]; each row sums to 1.
+        [n, outputs]: probabilities of the labels, which sum to 1 in each row; or the predicted target as a share of
+        the public range, in [0, 1] and not a number where the logit is none.
     """
-    return torch.softmax(logits.double(), dim=1)
+    wide = logits.double()
+    if isinstance(task, RegressionTask):
+        return (wide + MIDDLE).clamp(0.0, 1.0)
+    return torch.softmax(wide, dim=1)
 
 
-def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy summed over the records, so that each one's gradient is its own.
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor, task: TaskSpec) -> torch.Tensor:
+    """The loss summed over the records, so that each one's gradient is its own.
+
+    Cross entropy; for a regression the squared or the Huber loss of the prediction before it is clipped to the range,
+    with errors as shares of the range.
 
     Args:
-        logits: [n, labels].
-        labels: int64 [n], on any device.
+        logits: [n, outputs].
+        labels: Of `TaskSpec.as_array`, on any device.
+        task: The card's.
 
     Returns:
         A scalar.
     """
-    return nn.functional.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+    labels = labels.to(logits.device)
+    if isinstance(task, RegressionTask):
+        predicted, target = logits[:, 0] + MIDDLE, labels.to(logits.dtype)
+        if task.loss == "huber":
+            return nn.functional.huber_loss(predicted, target, reduction="sum", delta=task.huber_delta)
+        return nn.functional.mse_loss(predicted, target, reduction="sum")
+    return nn.functional.cross_entropy(logits, labels, reduction="sum")

@@ -33,7 +33,7 @@ from opacus.grad_sample.utils import prepare_module
 from fedprofile.common.errors import FedprofileError
 from fedprofile.common.modeling.adversarial import moved, without
 from fedprofile.common.modeling.batches import TokenBatch, chunk_sizes, padded_length
-from fedprofile.common.modeling.head import probabilities, summed_loss
+from fedprofile.common.modeling.head import scores, summed_loss
 
 if TYPE_CHECKING:
     from fedprofile.common.modeling.profile_model import ProfileModel
@@ -115,8 +115,11 @@ class _Pair:
         with torch.no_grad():
             large = model.logits(batch, features, prefix)
         self._put(ORDINARY)
-        logits, *gradients = _sample_gradients(model, batch, features, prefix, torch.from_numpy(which))
-        return [large, logits, probabilities(logits), *gradients]
+        logits, *gradients = _sample_gradients(model, batch, features, prefix, self._labels(which))
+        return [large, logits, scores(logits, model.card.task), *gradients]
+
+    def _labels(self, which: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(self._model.card.task.made_up(which))
 
     def _put(self, scale: float) -> None:
         for parameter in self._model.trainables().values():
@@ -143,7 +146,7 @@ def _sample_gradients(
                 with without(hooks):
                     prefix = moved(model, batch, features, start, labels, part)
             logits = model.logits(batch, features, prefix)
-            summed_loss(logits, labels).backward()
+            summed_loss(logits, labels, model.card.task).backward()
         samples = {name: getattr(parameter, "grad_sample", None) for name, parameter in trainables.items()}
     finally:
         hooks.cleanup()

@@ -44,8 +44,12 @@ def main(folder: str, base: str) -> None:
     last, mean = hidden[range(len(rows)), mask.sum(1) - 1], (hidden * mask[..., None]).sum(1) / mask.sum(1)[:, None]
     pooled = mean if card["pooling"] == "mean" else last
     logits = torch.cat([pooled, torch.tensor(extra)], 1) @ head["weight"].T + head["bias"]
-    for scores in logits.double().softmax(1).tolist():
-        print(json.dumps(dict(zip(card["labels"], scores, strict=True))))
+    scores = logits.double().softmax(1)
+    if card["task"] == "regression":
+        low, high = card["range"]
+        scores = low + (high - low) * (logits.double() + 0.5).clamp(0, 1)
+    for row in scores.tolist():
+        print(json.dumps(dict(zip(card["labels"], row, strict=True))))
 
 
 if __name__ == "__main__":

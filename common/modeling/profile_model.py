@@ -37,7 +37,7 @@ from fedprofile.common.modeling.batches import (
     padded_lengths,
 )
 from fedprofile.common.modeling.freezing import check_length, check_stateless, frozen_copy, pad_id, switch_dropout_off
-from fedprofile.common.modeling.head import probabilities, row_wise_head
+from fedprofile.common.modeling.head import row_wise_head, scores
 from fedprofile.common.modeling.hollow import Hollow, check_hollow
 from fedprofile.common.modeling.invariance import Pass, may_share
 from fedprofile.common.modeling.last_token import LastToken, last_token
@@ -105,7 +105,7 @@ class ProfileModel(nn.Module):
         # The encoder's inner model is called directly: PEFT's wrapper adds nothing for this task.
         self._inner = [inner]
         inputs = int(inner.config.hidden_size) + card.features.width
-        self.head = row_wise_head(inputs, len(card.task.labels)).to(next(inner.parameters()).device)
+        self.head = row_wise_head(inputs, len(card.task.outputs)).to(next(inner.parameters()).device)
         self.train()
         switch_dropout_off(self)
         audit_trainables(self)
@@ -238,7 +238,7 @@ class ProfileModel(nn.Module):
             cache: Start from its activations instead of running the frozen layers.
 
         Returns:
-            float32 [n, labels], on `device`.
+            float32 [n, outputs], on `device`.
 
         Raises:
             ValueError: There is no record, or the cache is of another model.
@@ -287,7 +287,7 @@ class ProfileModel(nn.Module):
                 [n, hidden] where `caches_pooled`.
 
         Returns:
-            [n, labels].
+            [n, outputs].
         """
         pooled = self._pooled(batch, prefix) * self.card.adapter.text_scale
         if features.shape[1]:
@@ -331,23 +331,23 @@ class ProfileModel(nn.Module):
         return found
 
     def predict(self, records: EncodedRecords, cache: Prefixes | None = None) -> NDArray[np.float64]:
-        """Probabilities of the labels.
+        """Scores of the task's outputs; see `fedprofile.common.modeling.head.scores`.
 
         Args:
             records: Any number.
             cache: See `forward`.
 
         Returns:
-            [n, labels]; each row sums to 1, and is the same whichever other records there are.
+            [n, outputs]; each row is the same whichever other records there are.
 
         Raises:
             SelfTestError: See `tokens_at_once`.
         """
-        found = np.zeros((len(records), len(self.card.task.labels)))
+        found = np.zeros((len(records), len(self.card.task.outputs)))
         for chunk in self._chunks(records.tokens, "whole" if cache is None else "adapted"):
             with torch.no_grad():
                 logits = self([records.tokens[place] for place in chunk], records.features[chunk], cache)
-            found[chunk] = probabilities(logits).cpu().numpy()
+            found[chunk] = scores(logits, self.card.task).cpu().numpy()
         return found
 
     def _start_from_labels(self, logit: float) -> None:
@@ -360,7 +360,7 @@ class ProfileModel(nn.Module):
             logit: The card's `label_head`; s is this over the mean of |r_i|^2.
         """
         names = fit_texts(
-            [[label.replace("_", " ")] for label in self.card.task.labels],
+            [[label.replace("_", " ")] for label in self.card.task.outputs],
             self.tokenizer,
             self.card.history.max_tokens,
         )

@@ -95,7 +95,7 @@ class Attacker:
         tokens = [records.tokens[place] for place in places]
         batch = self._model.batch(tokens, max(map(len, tokens)))
         logits = self._model.logits_of(batch, tokens, records.features[places], self._cache)
-        return summed_loss(logits, torch.from_numpy(records.labels[places]))
+        return summed_loss(logits, torch.from_numpy(records.labels[places]), self._model.card.task)
 
     def _losses(self, arrays: Arrays, records: EncodedRecords) -> NDArray[np.float64]:
         self._model.set_arrays(arrays)

@@ -19,6 +19,7 @@ from fedprofile.common.errors import ConfigError
 from fedprofile.common.features import encode_features
 from fedprofile.common.interactions import EncodedRecords, Value
 from fedprofile.common.modeling.profile_model import ProfileModel
+from fedprofile.common.tasks import BinaryTask, MulticlassTask
 from fedprofile.simulations.federation import SimulatedTenant
 from fedprofile.simulations.randomness import derived_seed
 from fedprofile.simulations.scenarios import changed
@@ -59,9 +60,11 @@ def make_canaries(model: ProfileModel, count: int, columns: int, words: int, see
         Their records.
 
     Raises:
-        ConfigError: The text does not fit the card.
+        ConfigError: The text or the canaries' labels do not fit the card.
     """
     tokenizer, card = model.tokenizer, model.card
+    if not isinstance(card.task, BinaryTask | MulticlassTask):
+        raise ConfigError(f"an audit needs a task with one right label a record; this card's is a {card.task.kind}.")
     if words + 2 > card.history.max_tokens:
         raise ConfigError(
             f"canaries.words={words} does not fit history.max_tokens={card.history.max_tokens}, of which 2 are taken."
@@ -78,7 +81,7 @@ def make_canaries(model: ProfileModel, count: int, columns: int, words: int, see
         tokens=tokens,
         features=encode_features(rows, card.features),
         # Much of everything is what the last label looks like.
-        labels=np.where(high, 0, len(card.task.labels) - 1).astype(np.int64),
+        labels=np.where(high, 0, len(card.task.outputs) - 1).astype(np.int64),
         groups=np.zeros(count, np.int64),
     )
 

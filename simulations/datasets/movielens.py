@@ -1,4 +1,4 @@
-"""MovieLens 100K and 1M (Harper and Konstan 2015): does a person like a film, rating it 4 or 5?
+"""MovieLens 100K and 1M (Harper and Konstan 2015): does a person like a film, rating it 4 or 5? Or which rating?
 
 A user is one person; a labelled row is one rating, and the history is the person's strictly earlier ratings: many
 ratings of one person have the same second, and are in none of one another's histories. Only each person's newest
@@ -47,7 +47,7 @@ GROUPS = ("gender", "age", "occupation")
 RATINGS = ["user", "item", "rating", "at"]
 PEOPLE = ["user", "gender", "age", "occupation", "zip"]
 LEFT_OUT_100K = {
-    "rating": "the label, under another name",
+    "rating": "the label, under another name; with the option `task` the label itself",
     "video release date": "empty in the published file",
     "release date": "the title has the year",
     "IMDb URL": "an address, and mostly dead",
@@ -60,6 +60,8 @@ class Options(Frozen):
     """Of the data set."""
 
     tenant: Literal["zip", "occupation"] = "zip"
+    task: Literal["binary", "regression"] = "binary"
+    """Whether the rating is 4 or 5, in the column `liked`; or the rating from 1 to 5, in the column `rating`."""
     newest: int = Field(default=20, ge=1)
     """Ratings of each person that are labelled rows."""
 
@@ -148,11 +150,12 @@ def _tenants(ratings: pd.DataFrame, films: pd.DataFrame, users: pd.DataFrame, ch
     table["time"] = pd.to_datetime(table["at"].astype(int), unit="s", utc=True).dt.strftime("%Y-%m-%dT%H:%M:%SZ")
     table["liked"] = (table["rating"].astype(int) >= LIKED).map({True: "yes", False: "no"})
     newest = table.groupby("person").cumcount(ascending=False) < chosen.newest
-    events = table[["person", "time", "title", "genres", "liked", "tenant"]]
+    label = "rating" if chosen.task == "regression" else "liked"
+    events = table[["person", "time", "title", "genres", label, "tenant"]]
     names = {value: f"{chosen.tenant}-{tenant_name(value)}" for value in users["tenant"].unique()}
-    visits: Sequence[str] = ("person", "time", "title", "genres", *GROUPS, "liked", "tenant")
+    visits: Sequence[str] = ("person", "time", "title", "genres", *GROUPS, label, "tenant")
     return as_tenants(table.loc[newest, list(visits)], "tenant", names, events)
 
 
-ADAPTER_100K = Adapter("recommendation", "a person", GROUPS, LEFT_OUT_100K, read_100k)
-ADAPTER_1M = Adapter("recommendation", "a person", GROUPS, LEFT_OUT_1M, read_1m)
+ADAPTER_100K = Adapter("recommendation", "a person", GROUPS, LEFT_OUT_100K, read_100k, "recommendation-rating")
+ADAPTER_1M = Adapter("recommendation", "a person", GROUPS, LEFT_OUT_1M, read_1m, "recommendation-rating")

@@ -1,4 +1,4 @@
-"""Open University Learning Analytics (Kuzilek et al. 2017): who passes, asked early in the module?
+"""Open University Learning Analytics (Kuzilek et al. 2017): who passes, or with which marks, asked early in the module?
 
 A user is one student, with all of their enrolments; a labelled row is one enrolment, passed (Pass or Distinction) or
 not (Fail or Withdrawn). The history is the student's marks. What is known is what was handed in before a day of the
@@ -7,6 +7,8 @@ and the exam would tell the outcome. There is no date of withdrawal, so that enr
 cannot be told and stay in: the later the day, the more of the outcomes are past. Asked half-way, boosted trees reach an
 AUC of 0.92. A presentation starts in February (B) or October (J) of its year; the published data have no exact day, and
 the first of the month stands for it.
+
+As a regression the label is the mean of the marks from that day on; an enrolment without any is no labelled row.
 """
 
 from collections.abc import Mapping
@@ -52,6 +54,9 @@ class Options(Frozen):
 
     tenant: Literal["region", "code_module"] = "region"
     """Thirteen regions, each student at one; or seven modules, with some students at several."""
+    task: Literal["binary", "regression"] = "binary"
+    """Whether the module is passed, in the column `passed`; or the mean mark from 0 to 100 of what is handed in on the
+    day of the prediction or later, in the column `later_mark`."""
     asked_at: float = Field(default=0.25, gt=0, lt=1)
     """The day of the prediction, as a share of the presentation's length."""
 
@@ -97,6 +102,9 @@ def read(data_dir: Path, options: Mapping[str, Any]) -> list[TenantRows]:
     known = marks[marks["handed_in"] < marks["asked"]]
     means = known.assign(score=known["score"].astype(float)).groupby(ENROLMENT)["score"].agg(["size", "mean"])
     enrolments = enrolments.join(means, on=ENROLMENT)
+    later = marks[marks["handed_in"] >= marks["asked"]]
+    later_means = later.assign(score=later["score"].astype(float)).groupby(ENROLMENT)["score"].mean()
+    enrolments = enrolments.join(later_means.rename("later"), on=ENROLMENT)
 
     passed = enrolments["final_result"].map({"Pass": "yes", "Distinction": "yes", "Fail": "no", "Withdrawn": "no"})
     visits = pd.DataFrame(
@@ -108,10 +116,13 @@ def read(data_dir: Path, options: Mapping[str, Any]) -> list[TenantRows]:
             "marks": enrolments["size"].fillna(0).astype(int).astype(str),
             "mean_mark": enrolments["mean"].map("{:.2f}".format, na_action="ignore").fillna(""),
             **{name: enrolments[name] for name in GROUPS},
-            "passed": passed,
+            **({"passed": passed} if chosen.task == "binary" else {"later_mark": enrolments["later"]}),
             "tenant": enrolments["tenant"],
         }
     )
+    if chosen.task == "regression":
+        visits = visits[visits["later_mark"].notna()]
+        visits["later_mark"] = visits["later_mark"].map("{:.2f}".format)
     events = pd.DataFrame(
         {
             "student": "student-" + marks["id_student"],
@@ -130,4 +141,4 @@ def _starts(table: pd.DataFrame) -> pd.Series:
     return pd.to_datetime(code.str[:4] + "-" + code.str[4:].map(MONTHS) + "-01")
 
 
-ADAPTER = Adapter("education", "a student", GROUPS, LEFT_OUT, read)
+ADAPTER = Adapter("education", "a student", GROUPS, LEFT_OUT, read, "education-mark")

@@ -63,6 +63,7 @@ class Adapter:
         groups: Group columns; of the same value in all of a user's rows, at every tenant.
         left_out: Column of the published files -> why it is in no tenant's data.
         read: From the folder and the options to the tenants.
+        regression: Folder of the card of the option `task = "regression"`, where there is that option.
     """
 
     scenario: str
@@ -70,6 +71,11 @@ class Adapter:
     groups: tuple[str, ...]
     left_out: Mapping[str, str]
     read: Callable[[Path, Mapping[str, Any]], list[TenantRows]] = field(repr=False)
+    regression: str = ""
+
+    def scenario_of(self, options: Mapping[str, Any]) -> str:
+        """The folder of the card for some options, which `read` has checked."""
+        return self.regression if options.get("task") == "regression" else self.scenario
 
 
 def find_file(data_dir: Path, file: Path, source: str) -> Path:

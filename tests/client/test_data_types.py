@@ -83,11 +83,11 @@ def _postgresql(server: "PostgreSQL", rows: Rows, types: Sequence[str]) -> dict[
     columns = [f'"{name}" {kind}' for name, kind in zip(HEADER, types, strict=True)]
     with server.connect() as connection:
         connection.execute("DROP TABLE IF EXISTS data")
-        connection.execute(f"CREATE TABLE data (place SERIAL, {', '.join(columns)})")  # type: ignore[call-overload]
+        connection.execute(f"CREATE TABLE data (place SERIAL, {', '.join(columns)})")
         names = ", ".join(f'"{name}"' for name in HEADER)
         statement = f"INSERT INTO data ({names}) VALUES ({', '.join(['%s'] * len(HEADER))})"
         for row in rows:
-            connection.execute(statement, row)  # type: ignore[call-overload]
+            connection.execute(statement, row)
     return {"kind": "sql", "url": server.url(), "query": "SELECT * FROM data ORDER BY place"}
 
 
@@ -146,7 +146,7 @@ def test_typed_columns_are_the_same_in_files_and_sqlite(tmp_path: Path, card: Fe
 def test_typed_columns_are_the_same_in_parquet(tmp_path: Path, card: FederationCard, types: dict[str, Any]) -> None:
     rows: Rows = TYPED
     if "who" in types:
-        rows = [[row[0], row[1], row[2], None if row[3] is None else Decimal(row[3]), *row[4:]] for row in TYPED]
+        rows = [[row[0], row[1], row[2], None if row[3] is None else Decimal(str(row[3])), *row[4:]] for row in TYPED]
     assert read_examples(_tenant(_parquet(tmp_path, rows, types)), card, tmp_path) == _expected()
 
 

@@ -69,4 +69,4 @@ def test_other_languages_are_text(card_data: CardData, tmp_path: Path) -> None:
     # Persian needs the zero-width non-joiner.
     labels = ["خیر", "می\u200cخواهم"]
     _accept(tmp_path, FederationCard.model_validate(card_data(task={"labels": labels})))
-    assert TenantDirectory(tmp_path / "shop").read_invite().read_card().task.labels == tuple(labels)
+    assert TenantDirectory(tmp_path / "shop").read_invite().read_card().task.outputs == tuple(labels)

@@ -9,18 +9,21 @@ import pytest
 from fedprofile.client.evaluation import PrivateEvaluator, evaluation_table
 from fedprofile.client.noise import GRID
 from fedprofile.client.randomness import SecureRandomness
-from fedprofile.common.card import TaskSpec
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.evaluation_tables import table_shape
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import TABLE, Arrays
+from fedprofile.common.tasks import BinaryTask, Labels, MulticlassTask, RegressionTask, TaskSpec
 
 GROUP = {"attribute": "region", "values": ["north", "south"]}
-TASKS = [
-    TaskSpec.model_validate({"kind": "binary", "labels": ["no", "yes"]}),
-    TaskSpec.model_validate({"kind": "binary", "labels": ["no", "yes"], "group": GROUP}),
-    TaskSpec.model_validate({"kind": "multiclass", "labels": ["a", "b", "c"]}),
-    TaskSpec.model_validate({"kind": "multiclass", "labels": ["a", "b", "c"], "group": GROUP}),
+RANGE = {"kind": "regression", "target": "rating", "low": 1, "high": 5}
+TASKS: list[TaskSpec] = [
+    BinaryTask.model_validate({"kind": "binary", "labels": ["no", "yes"]}),
+    BinaryTask.model_validate({"kind": "binary", "labels": ["no", "yes"], "group": GROUP}),
+    MulticlassTask.model_validate({"kind": "multiclass", "labels": ["a", "b", "c"]}),
+    MulticlassTask.model_validate({"kind": "multiclass", "labels": ["a", "b", "c"], "group": GROUP}),
+    RegressionTask.model_validate(RANGE),
+    RegressionTask.model_validate({**RANGE, "group": GROUP}),
 ]
 
 
@@ -34,7 +37,7 @@ class Silent:
         return np.zeros(count)
 
 
-def _records(user: np.ndarray, labels: np.ndarray, groups: np.ndarray, scores: np.ndarray) -> EncodedRecords:
+def _records(user: np.ndarray, labels: Labels, groups: np.ndarray, scores: np.ndarray) -> EncodedRecords:
     """Records whose features are the probabilities that the predictor below gives back."""
     return EncodedRecords(
         users=tuple(f"u{number}" for number in range(int(user.max(initial=-1)) + 1)),
@@ -53,10 +56,10 @@ def _predict(arrays: Arrays, records: EncodedRecords) -> np.ndarray:
 def _people(task: TaskSpec, sizes: list[int], rng: np.random.Generator) -> EncodedRecords:
     user = np.repeat(np.arange(len(sizes)), sizes)
     n = len(user)
-    labels = len(task.labels)
-    scores = rng.random((n, labels))
-    scores[rng.random(n) < 0.2] = [[np.nan, np.inf, -np.inf][place % 3] for place in range(labels)]
-    return _records(user, rng.integers(0, labels, n), rng.integers(0, 3, n), scores)
+    outputs = len(task.outputs)
+    scores = rng.random((n, outputs))
+    scores[rng.random(n) < 0.2] = [[np.nan, np.inf, -np.inf][place % 3] for place in range(outputs)]
+    return _records(user, task.made_up(rng.integers(0, 100, n)), rng.integers(0, 3, n), scores)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.kind}-{'group' if task.group else 'plain'}")
@@ -80,13 +83,14 @@ def test_adding_or_removing_any_user_moves_the_table_by_at_most_one(task: TaskSp
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.kind}-{'group' if task.group else 'plain'}")
 def test_no_choice_of_records_gives_one_user_more_than_one(task: TaskSpec) -> None:
     """Exhaustive for a user of two records: every pair of labels, groups and extreme scores."""
-    labels = len(task.labels)
-    extremes = [np.eye(labels)[place] for place in range(labels)] + [np.full(labels, np.nan), np.full(labels, 1e308)]
-    single = list(itertools.product(range(labels), range(3), extremes))
+    outputs = len(task.outputs)
+    extremes = [np.eye(outputs)[place] for place in range(outputs)]
+    extremes += [np.full(outputs, value) for value in (np.nan, 1e308, -0.0)]
+    single = list(itertools.product(range(3), range(3), extremes))
     for first, second in itertools.product(single, repeat=2):
         table = evaluation_table(
             np.array([first[2], second[2]]),
-            labels=np.array([first[0], second[0]]),
+            labels=task.made_up(np.array([first[0], second[0]])),
             groups=np.array([first[1], second[1]]),
             user=np.array([4, 4]),
             task=task,
@@ -115,6 +119,25 @@ def test_the_multiclass_table_counts_right_wrong_and_predicted() -> None:
     )
     assert table[:6].reshape(3, 2).tolist() == [[0, 0], [0, 0.5], [0.5, 0]]
     assert table[6:].tolist() == [0.5, 0.5, 0]
+
+
+def test_the_regression_table_counts_in_group_and_error_bin() -> None:
+    """Of a range of 4: bins end at 0.04, 0.16, 0.36, 0.64, 1, 1.44, 1.96, 2.56, 3.24 and 4."""
+    task = TASKS[5]
+    assert isinstance(task, RegressionTask)
+    predicted, target = np.array([3.0, 4.5, 1.0, 5.0]), [3.0, 4.3, 5.0, 9.0]
+    table = evaluation_table(
+        ((predicted - 1) / 4)[:, None],
+        labels=task.as_array([task.scaled(value) for value in target]),
+        groups=np.array([0, 0, 1, 2]),
+        user=np.array([0, 0, 1, 2]),
+        task=task,
+    ).reshape(3, 10)
+    expected = np.zeros((3, 10))
+    # Errors 0 and 0.2 of one user; 4; and 0, because a target of 9 is clipped to 5.
+    expected[0, 0] = expected[0, 2] = 0.5
+    expected[1, 9] = expected[2, 0] = 1
+    assert table.tolist() == expected.tolist()
 
 
 def test_a_declined_group_puts_everyone_under_other() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from opacus.grad_sample import GradSampleModule
 from peft import PeftModel
+from tests.modeling_fixtures import MakeModel
 from torch import nn
 
 from fedprofile.client.clipping import UserDPOptimizer
@@ -73,6 +74,12 @@ def test_a_sound_model_passes_whatever_the_runs_settings(sections: dict[str, Any
         name: value for name, value in before.items() if name != "_tested"
     }
     assert not any(getattr(parameter, "grad_sample", None) is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("loss", ["squared", "huber"])
+def test_a_sound_regression_passes(loss: str, make_kind: MakeModel) -> None:
+    model = make_kind(task={"kind": "regression", "target": "rating", "low": 1, "high": 5, "loss": loss})
+    PrivateTrainer(model=model, cache=PrefixCache(model), settings=SETTINGS).self_test()
 
 
 @pytest.mark.base

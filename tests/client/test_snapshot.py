@@ -198,7 +198,11 @@ def test_what_is_damaged_is_as_none(tmp_path: Path, content: bytes | None) -> No
 
 def test_what_was_half_written_is_never_read_and_is_deleted(tmp_path: Path) -> None:
     snapshot = Snapshot(tmp_path / "snapshot", "run")
-    for end in (lambda: snapshot.write([Example("bob", {})]), snapshot.remove):
+
+    def write() -> None:
+        snapshot.write([Example("bob", {})])
+
+    for end in (write, snapshot.remove):
         snapshot.write([Example("ann", {})])
         (tmp_path / "snapshot" / ".examples.parquet.123.tmp").write_bytes(b"half of alice")
         assert snapshot.read() == [Example("ann", {})]

@@ -13,11 +13,11 @@ from fedprofile.client.agreement import read_agreed
 from fedprofile.client.received import AdapterFolder
 from fedprofile.client.site import load_model
 from fedprofile.client.worth import COLUMNS, FEDERATION, NO_MODEL, OWN_DATA, Estimate, Worth, judge
-from fedprofile.common.card import TaskSpec
 from fedprofile.common.interactions import EncodedRecords
+from fedprofile.common.tasks import BinaryTask, MulticlassTask
 
-BINARY = TaskSpec(kind="binary", labels=("no", "yes"))
-TOPICS = TaskSpec(kind="multiclass", labels=("a", "b", "c"))
+BINARY = BinaryTask(kind="binary", labels=("no", "yes"))
+TOPICS = MulticlassTask(kind="multiclass", labels=("a", "b", "c"))
 
 
 def _records(user: list[int], labels: list[int]) -> EncodedRecords:

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from fedprofile.common.accounting import ACCOUNTED_SHARE, MechanismEvent, compose
-from fedprofile.common.card import FederationCard, TaskSpec
+from fedprofile.common.card import FederationCard
 from fedprofile.common.evaluation_tables import (
     SCORE_BINS,
     estimated_users,
@@ -15,11 +15,12 @@ from fedprofile.common.evaluation_tables import (
     metrics_from_table,
     table_shape,
 )
+from fedprofile.common.tasks import BinaryTask, MulticlassTask
 
-BINARY = TaskSpec.model_validate(
+BINARY = BinaryTask.model_validate(
     {"kind": "binary", "labels": ["no", "yes"], "group": {"attribute": "region", "values": ["north", "south"]}}
 )
-MULTI = TaskSpec.model_validate({"kind": "multiclass", "labels": ["a", "b", "c"]})
+MULTI = MulticlassTask.model_validate({"kind": "multiclass", "labels": ["a", "b", "c"]})
 
 
 def _binary_table(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> np.ndarray:

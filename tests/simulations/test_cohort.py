@@ -44,7 +44,7 @@ def _records(model: ProfileModel, users: int, seed: int, longest: int = 32) -> E
         user=user.astype(np.int64),
         tokens=[rng.integers(4, 60, size).astype(np.int32) for size in rng.integers(1, longest + 1, n)],
         features=rng.random((n, model.card.features.width), dtype=np.float32),
-        labels=rng.integers(0, len(model.card.task.labels), n),
+        labels=model.card.task.made_up(rng.integers(0, 100, n)),
         groups=np.zeros(n, np.int64),
     )
 
@@ -161,6 +161,19 @@ def test_also_with_what_makes_private_training_better(
 
 def test_clip_groups_also_where_noise_is_drawn(make_model: MakeModel) -> None:
     _compare(make_model(), True, SeededRandomness, 1e-5, head_clip=0.5, schedule=Schedule("linear", 0.0, 2), views=2)
+
+
+REGRESSION = {"kind": "regression", "target": "rating", "low": 1, "high": 5}
+KINDS: list[dict[str, Any]] = [
+    {"kind": "multiclass", "labels": ["a", "b", "c"]},
+    REGRESSION,
+    {**REGRESSION, "loss": "huber"},
+]
+
+
+@pytest.mark.parametrize("task", KINDS, ids=lambda task: f"{task['kind']}-{task.get('loss', '')}")
+def test_also_for_every_kind_of_task(task: dict[str, Any], make_kind: MakeModel) -> None:
+    _compare(make_kind(task=task), True, NoNoise, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

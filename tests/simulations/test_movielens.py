@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from fedprofile.common.errors import ConfigError, DataError
 from fedprofile.common.interactions import encode
+from fedprofile.common.tasks import RegressionTask
 from fedprofile.simulations.datasets import load_dataset
 from fedprofile.simulations.datasets.movielens import GENRES
 from fedprofile.simulations.scenarios import load_scenario
@@ -106,6 +107,20 @@ def test_tenants_and_groups_of_1m(tmp_path: Path) -> None:
         ("female", ">55", "K-12 student"),
     }
     assert {row[4:7] for row in tenants["zip-9"].rows} == {("male", "<=17", "writer"), ("male", "25-34", "writer")}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_as_a_regression_the_rating_is_the_label_and_earlier_ones_are_history(name: str, tmp_path: Path) -> None:
+    folder, write = WRITERS[name]
+    write(tmp_path / folder)
+    scenario = load_scenario(name, tmp_path, 0, {"task": "regression"})
+    assert isinstance(scenario.card.task, RegressionTask)
+    examples = [example for tenant in read_tenants(scenario, split_seed=0) for example in tenant.examples]
+    found = sorted(1 + 4 * example.label for example in examples if isinstance(example.label, float))
+    assert found == sorted(float(rating) for _, _, rating, _ in _ratings())
+    last = [example for example in examples if example.user == "person-2"][-1]
+    assert last.events[0] == {"title": FILMS[0], "rating": "4"}
+    assert "rating" not in last.row and "liked" not in last.row
 
 
 def test_only_the_newest_ratings_are_labelled_and_all_are_history(tmp_path: Path) -> None:

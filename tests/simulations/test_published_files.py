@@ -93,7 +93,7 @@ def test_vehicle_coupons_history_is_what_the_respondent_answered_before() -> Non
     for example in tenant.examples:
         before = seen.setdefault(example.user, [])
         assert [(event["coupon"], event["answer"]) for event in example.events] == before[-limit:]
-        before.append((example.row["coupon"], scenario.card.task.labels[example.label]))
+        before.append((example.row["coupon"], scenario.card.task.outputs[int(example.label)]))
     assert people_at_several(read_tenants(replace(scenario, tenants=scenario.tenants[-3:]), split_seed=0)) == {}
 
 
@@ -113,7 +113,7 @@ def test_clinc150() -> None:
     assert len(table) == 22_500 - 1 == table["request"].nunique()
     assert not table.duplicated(["text", "intent"]).any()
     assert (
-        set(table["intent"]) == set(load_scenario("clinc150", DATA, 0).card.task.labels)
+        set(table["intent"]) == set(load_scenario("clinc150", DATA, 0).card.task.outputs)
         and table["intent"].nunique() == 150
     )
     assert (table.groupby("at")["intent"].nunique() == 15).all() and table["at"].nunique() == 10

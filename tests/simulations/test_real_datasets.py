@@ -53,7 +53,7 @@ def test_tenants_hold_no_column_that_is_left_out_and_no_label_that_is_not_the_ca
     card = _card(name)
     for tenant in published_tenants(name):
         assert not {*tenant.columns, *tenant.event_columns} & set(DATASETS[name].left_out)
-        assert {row[-1] for row in tenant.rows} <= set(card.task.labels)
+        assert {row[-1] for row in tenant.rows} <= set(card.task.outputs)
     if card.task.group is not None:
         assert set(published_table(name)[card.task.group.attribute]) == set(card.task.group.values)
     for feature in card.features.categorical:
@@ -103,10 +103,28 @@ def test_boosted_trees_over_the_cards_columns_reach_what_is_known(name: str, low
     for feature in card.features.numeric:
         table[feature.name] = pd.to_numeric(table[feature.name])
     inputs = encode_features(table.to_dict("records"), card.features)  # type: ignore[arg-type]
-    labels = (table.iloc[:, -2] == card.task.labels[1]).to_numpy()
+    labels = (table.iloc[:, -2] == card.task.outputs[1]).to_numpy()
     train, test = next(GroupShuffleSplit(1, test_size=0.2, random_state=0).split(inputs, labels, table.iloc[:, 0]))
     model = HistGradientBoostingClassifier(random_state=0).fit(inputs[train], labels[train])
     assert low < roc_auc_score(labels[test], model.predict_proba(inputs[test])[:, 1]) < high
+
+
+@with_data
+def test_oulad_as_a_regression_asks_for_marks_that_are_not_yet_known() -> None:
+    tenants = load_dataset("oulad", DATA, {"task": "regression"})
+    enrolments = 0
+    for tenant in tenants:
+        visits = pd.DataFrame(tenant.rows, columns=tenant.columns)
+        events = pd.DataFrame(tenant.events, columns=tenant.event_columns).astype({"score": float})
+        assert visits.columns[-1] == "later_mark" and "passed" not in visits.columns
+        visits["later_mark"] = visits["later_mark"].astype(float)
+        assert visits["later_mark"].between(0, 100).all()
+        once = visits.groupby(["student", "code_module"]).filter(lambda rows: len(rows) == 1)
+        joined = events.merge(once[["student", "code_module", "time", "later_mark"]], on=["student", "code_module"])
+        later = joined[joined["time_x"] >= joined["time_y"]].groupby(["student", "code_module"])
+        assert np.allclose(later["score"].mean(), later["later_mark"].first(), atol=0.006)
+        enrolments += len(visits)
+    assert 15_000 < enrolments < 32_593
 
 
 @with_data

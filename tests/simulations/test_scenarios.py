@@ -47,7 +47,7 @@ def test_its_files_fit_together(name: str) -> None:
     if tenant.judgement is not None:
         replies = "replies.csv" if (folder / "replies.csv").exists() else None
         spec = tenant.judgement.model_copy(update={"replies": replies and Path(replies)})
-        assert Judgement.of(spec, card, folder).replies.keys() <= set(card.task.labels)
+        assert Judgement.of(spec, card, folder).replies.keys() <= set(card.task.outputs)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score
 
 from fedprofile.client.evaluation import evaluation_table
-from fedprofile.common.card import TaskSpec
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.evaluation_tables import table_shape
+from fedprofile.common.tasks import BinaryTask, MulticlassTask
 from fedprofile.simulations.predictions import GroupThresholds
 from fedprofile.simulations.thresholds import fit_thresholds
 
-TASK = TaskSpec.model_validate(
+TASK = BinaryTask.model_validate(
     {"kind": "binary", "labels": ["no", "yes"], "group": {"attribute": "kind", "values": ["a", "b"]}}
 )
 NAMES = np.array(["a", "b", "other"])
@@ -102,7 +102,7 @@ def test_what_the_card_does_not_name_is_decided_as_its_last_value() -> None:
 
 
 def test_other_tasks_and_tables_are_refused() -> None:
-    multi = TaskSpec.model_validate({"kind": "multiclass", "labels": ["x", "y", "z"]})
+    multi = MulticlassTask.model_validate({"kind": "multiclass", "labels": ["x", "y", "z"]})
     with pytest.raises(ConfigError, match="need a binary task"):
         fit_thresholds(np.zeros(table_shape(multi)), 1.0, multi)
     with pytest.raises(ConfigError, match=r"expected .60,."):

@@ -75,6 +75,19 @@ def test_a_fresh_process_agrees(
     assert (tmp_path / "out" / "adapter_model.safetensors").exists() == (adapter.get("method") != "head")
 
 
+def test_a_regression_agrees_in_the_targets_own_unit(
+    make_kind: MakeModel, stir: Stir, tiny_base: Path, tmp_path: Path
+) -> None:
+    task = {"kind": "regression", "target": "price", "low": -50, "high": 350}
+    model = make_kind(task, features=FEATURES, history={"record": "{text}", "event": ""})
+    stir(model)
+    write_adapter_folder(model, tmp_path / "out", rounds=2, tenants=TENANTS)
+    records = _records(model, TEXTS)
+    assert np.ptp(model.predict(records)) > 0.01
+    assert compare_in_fresh_process(model, tmp_path / "out", tiny_base, TEXTS, COLUMNS, records) < 1e-6
+    assert json.loads((tmp_path / "out" / "head.json").read_text())["range"] == [-50, 350]
+
+
 def test_a_decoder_agrees_too(
     card_data: Callable[..., dict[str, Any]],
     make_family: Callable[[str], tuple[PreTrainedModel, dict[str, Any]]],

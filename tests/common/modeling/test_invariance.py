@@ -29,6 +29,7 @@ from fedprofile.common.modeling.hollow import layer_list
 from fedprofile.common.modeling.invariance import Pass, SelfTestError, may_share
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
+from fedprofile.common.tasks import BinaryTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 
@@ -37,6 +38,7 @@ FAMILIES = ("bert", "roberta", "distilbert", "modernbert", "gpt2", "gpt_neox", "
 MakeFamily = Callable[[str], tuple[PreTrainedModel, dict[str, Any]]]
 MakeModel = Callable[..., ProfileModel]
 MakeRecords = Callable[..., EncodedRecords]
+BINARY = BinaryTask(kind="binary", labels=("no", "yes"))
 Stir = Callable[[ProfileModel], None]
 
 
@@ -44,7 +46,7 @@ def _gradients(head: nn.Linear, rows: torch.Tensor, labels: torch.Tensor) -> tup
     """Per-sample gradients of weight and bias by Opacus's hooks, and the gradient that goes back."""
     rows = rows.clone().requires_grad_()
     hooks = prepare_module(head, "hooks", wrap_model=False, loss_reduction="sum", batch_first=True)
-    summed_loss(head(rows), labels).backward()
+    summed_loss(head(rows), labels, BINARY).backward()
     found: list[Any] = [head.weight, head.bias]
     samples = [parameter.grad_sample for parameter in found]
     hooks.cleanup()

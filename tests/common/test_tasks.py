@@ -1,0 +1,57 @@
+"""What a card may say of its task, and what its labels are as numbers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedprofile.common.card import FederationCard, card_from_canonical
+from fedprofile.common.config import validate
+from fedprofile.common.errors import ConfigError
+from fedprofile.common.tasks import RegressionTask
+
+RATING = {"kind": "regression", "target": "rating", "low": 1, "high": 5}
+
+
+def _card(card_data: Callable[..., dict[str, Any]], task: dict[str, Any]) -> FederationCard:
+    return validate({**card_data(), "task": task}, FederationCard, "federation.toml")
+
+
+@pytest.mark.parametrize("task", [RATING, {**RATING, "loss": "huber", "huber_delta": 0.2}])
+def test_a_card_of_each_kind_survives_its_canonical_form(
+    task: dict[str, Any], card_data: Callable[..., dict[str, Any]]
+) -> None:
+    card = _card(card_data, task)
+    assert card_from_canonical(card.canonical(), "invite") == card
+    assert card.hash != FederationCard.model_validate(card_data()).hash
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ({**RATING, "high": 1}, "low must be below high"),
+        ({**RATING, "low": -1e308, "high": 1e308}, "both finite"),
+        ({**RATING, "labels": ["no", "yes"]}, "labels"),
+        ({"kind": "regression", "low": 1, "high": 5}, "target"),
+        ({**RATING, "huber_delta": 0}, "huber_delta"),
+        ({**RATING, "loss": "absolute"}, "loss"),
+        ({"kind": "binary", "labels": ["no", "yes"], "low": 0}, "low"),
+        ({"kind": "clustering"}, "kind"),
+    ],
+)
+def test_what_a_task_may_not_say(task: dict[str, Any], said: str, card_data: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError, match=said):
+        _card(card_data, task)
+
+
+def test_a_target_is_clipped_to_the_public_range_and_scaled() -> None:
+    task = RegressionTask.model_validate({**RATING, "low": -10, "high": 30})
+    assert [task.scaled(value) for value in (-1e308, -10.0, 0.0, 30.0, 1e308)] == [0, 0, 0.25, 1, 1]
+    assert task.in_unit(np.array([0.0, 0.25, 1.0])).tolist() == [-10, 0, 30]
+    assert task.shares(np.array([0.0, 0.3, 0.3, 1.0]), 5) == {
+        "-10 to 0": 0.2,
+        "0 to 10": 0.4,
+        "10 to 20": 0,
+        "20 to 30": 0.2,
+    }
