@@ -35,6 +35,7 @@ max_epsilon = 10.0
 max_update_norm = 10.0
 
 # Where the run goes on from an earlier one: SHA-256 of `initial.safetensors` beside this file.
+# Where B alone is trained, adapter.a_of then names the card that it was trained under, beside whose A it belongs.
 # initial_adapter = "..."
 
 [task]
@@ -93,19 +94,26 @@ top_layers = 1                     # how many of the last layers carry LoRA; the
 train = "B"                        # A stays as it was drawn from the card's hash; "AB" trains both, at twice the bytes
 pooling = "mean"                   # or "last", for decoders
 text_scale = 1.0                   # factor on the pooled text; decides how much of the clip norm the head gets
+label_head = 0.0                   # above 0 the head starts from the base's embeddings of the label names
 
 [training]
 rounds = 10
 local_steps = 10                   # noised steps of a tenant in one round
-optimizer = "adam"                 # or "sgd", with momentum
+optimizer = "adam"                 # or "adamw", with weight_decay, or "sgd", with momentum
 learning_rate = 0.005              # LoRA
 head_learning_rate = 0.05          # the linear head
+schedule = "constant"              # or "linear", "cosine": how both fall to 0 over the whole run
+warmup = 0.0                       # part of the run over which both rise
 proximal = 0.0                     # FedProx's mu
+# head_clip = 0.7                  # clip the head apart from LoRA, to this part of the clip norm
+views = 1                          # of each record, whole and with parts left out, averaged before clipping
+adversarial = 0.0                  # train each record where its own loss is higher, so far from its activations
 
 [aggregation]
 strategy = "fedavg"                # or "fedavgm", "fedadam"
 learning_rate = 1.0                # the server's
 weight_cap = 1000000               # nobody weighs more than this many declared users
+average_last = 1                   # deliver the mean of the adapters after the last so many rounds
 
 [rounds]
 min_tenants = 2                    # a round starts with at least so many
