@@ -53,7 +53,7 @@ AT_3 = {"epsilon": 3.0, "strategy": "fedavg", "mitigation": "none"}
 def test_the_first_page_of_the_synthetic_experiment(table: pd.DataFrame) -> None:
     said = _sentences(table)
     assert said[0].startswith("At epsilon 3 the federation's AUC") and "privacy costs 0.03" in said[0]
-    assert "at epsilon 8 no difference was found" in said[1] and "At epsilon 1 privacy costs 0.10" in said[1]
+    assert "at epsilon 8 no difference in AUC was found" in said[1] and "At epsilon 1 privacy costs 0.10" in said[1]
     assert "'b' pays more than 'a'" in _one(said, "groups of gender", "true-positive rate")
     assert "no difference was found" in _one(said, "4 groups of age", "true-positive rate")
     assert "better than training alone" in _one(said, "training alone")
@@ -69,7 +69,7 @@ def test_the_first_page_of_the_synthetic_experiment(table: pd.DataFrame) -> None
 def test_a_price_has_a_direction_only_where_its_interval_excludes_zero(middle: float, half: float) -> None:
     low, high = middle - half, middle + half
     said = _sentences(_changed(SMALL, (middle, low, high), **PRICE, **AT_3))[0]
-    assert ("no difference was found" in said) == (low <= 0 <= high)
+    assert ("no difference in AUC was found" in said) == (low <= 0 <= high)
     assert ("privacy costs" in said) == (high < 0)
     assert ("it is better with noise" in said) == (low > 0)
 
@@ -146,6 +146,7 @@ def test_suppressed_numbers_take_no_part(table: pd.DataFrame) -> None:
 
 
 def test_only_without_noise_and_only_with_noise(table: pd.DataFrame) -> None:
+    assert any("no difference in AUC was found between training with and without" in one for one in _sentences(table))
     plain = _sentences(table[table["epsilon"] == math.inf])
     assert plain[0].startswith("Without noise the federation's AUC") and "no cell was run with noise" in plain[0]
     private = _sentences(table[(table["epsilon"] == 3.0) & (table["kind"] == "level")])
