@@ -123,13 +123,13 @@ def _facts(experiment: Experiment, scenario: Scenario, outcomes: Outcomes, comma
         key = each.asked, each.tenant
         if key not in largest or each.loss.epsilon > largest[key].loss.epsilon:
             largest[key] = each
-    composed = {
-        (_epsilon(cell, scenario), each["tenants"]): Composed(
-            _epsilon(cell, scenario), each["tenants"], each["people"], PrivacyLoss(**each["loss"])
-        )
-        for cell, result, _ in outcomes
-        for each in result["people"]
-    }
+    composed: dict[tuple[float, int], Composed] = {}
+    for cell, result, _ in outcomes:
+        for each in result["people"]:
+            found = Composed(_epsilon(cell, scenario), each["tenants"], each["people"], PrivacyLoss(**each["loss"]))
+            before = composed.setdefault((found.asked, found.tenants), found)
+            if found.loss.epsilon > before.loss.epsilon:
+                composed[found.asked, found.tenants] = found
     pictures: dict[str, PartitionPicture] = {}
     for cell, result, _ in outcomes:
         name = _condition(cell, scenario).partition
@@ -218,5 +218,10 @@ def _caveats(experiment: Experiment, outcomes: Outcomes) -> tuple[str, ...]:
         said.append(
             "With rates by group the ledger claims the largest rate's epsilon for everyone; users of a group with a "
             "lower rate lose less than that."
+        )
+    if any(cell.mitigation.kind == "thresholds" for cell, _, _ in outcomes):
+        said.append(
+            "Thresholds for each group are fitted to the noised tables of the users that they are then judged on, so "
+            "that they look better here than on new users; without noise most of all."
         )
     return tuple(said)

@@ -56,6 +56,8 @@ def run_experiment(
         ConfigError: A cell's settings cannot be used, the audit cannot be read, or the folder is another
             experiment's; nothing was run.
     """
+    root = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    _check_folder(root, experiment, resume)
     shown = None if audit is None else read_audit(audit)
     cells = experiment.cells()
     scenario = read_scenario(experiment.data)
@@ -65,8 +67,7 @@ def run_experiment(
         check_cell(cell, scenario)
         if cell.arm != "federated" and experiment.engine.kind == "ray":
             raise ConfigError(f"arm='{cell.arm}' with engine 'ray': runs in process only; leave --engine out.")
-    root = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    _open(root, experiment, resume)
+    _open(root, experiment)
     analysed = (root / "results.parquet").is_file()
     waiting = [
         cell for cell in cells if not (_file(root, cell).is_file() and (analysed or _predictions(root, cell).is_file()))
@@ -104,8 +105,8 @@ def run_experiment(
         print(json.dumps([json.loads(_file(root, cell).read_text(encoding="utf-8")) for cell in cells], indent=1))
 
 
-def _open(root: Path, experiment: Experiment, resume: bool) -> None:
-    """Make the folder, or go on in it."""
+def _check_folder(root: Path, experiment: Experiment, resume: bool) -> None:
+    """Refuse a folder that holds something else, before cells are checked, which takes seconds."""
     asked = experiment.model_dump(mode="json")
     file = root / "experiment.json"
     if resume:
@@ -113,13 +114,19 @@ def _open(root: Path, experiment: Experiment, resume: bool) -> None:
             raise ConfigError(f"{root}: holds no experiment to resume; name its folder with --out.")
         if json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(asked)):
             raise ConfigError(f"{root}: holds another experiment than this file says; give another --out to start it.")
+    elif root.exists() and not root.is_dir():
+        raise ConfigError(f"{root}: is not a folder; give another --out.")
     elif root.exists() and any(root.iterdir()):
         raise ConfigError(f"{root}: is not empty; give another --out, or go on there with --resume.")
+
+
+def _open(root: Path, experiment: Experiment) -> None:
+    """Make the folder, or go on in it."""
     (root / "cells").mkdir(parents=True, exist_ok=True)
     (root / "predictions").mkdir(mode=0o700, exist_ok=True)
     for leftover in (root / "cells").glob("*.part"):
         leftover.unlink()
-    _write(file, json.dumps(asked, indent=1) + "\n")
+    _write(root / "experiment.json", json.dumps(experiment.model_dump(mode="json"), indent=1) + "\n")
 
 
 def _outcomes(

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.errors import ConfigError
+from fedprofile.simulations.audit.one_run import get_eps_audit
 from fedprofile.simulations.report import AuditRow, MembershipRow, ReportFacts
 from fedprofile.simulations.scenarios import is_generated
 
@@ -60,8 +61,16 @@ def audit_rows(found: Mapping[str, Any]) -> tuple[AuditRow, ...]:
             correct=finding[attack]["right"],
             bound=finding[attack]["bound"],
             confidence=finding["confidence"],
-            # From the final adapter alone less may come out; it is the updates that show whether the attack works.
-            needed=found["audit"]["must_reach"] if attack == "updates" else 0.0,
+            needed=found["audit"]["must_reach"],
+            ceiling=get_eps_audit(
+                m=finding["canaries"],
+                r=finding[attack]["guesses"],
+                v=finding[attack]["guesses"],
+                p=1 - finding["confidence"],
+                delta=finding["delta"],
+            ),
+            # From the final adapter alone less may come out; it is the updates that judge.
+            judges=attack == "updates",
         )
         for finding in found["findings"]
         for attack in _ATTACKS

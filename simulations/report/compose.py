@@ -83,6 +83,6 @@ def _data(facts: ReportFacts) -> str:
 
 def _notices(facts: ReportFacts) -> tuple[str, ...]:
     notices = [REAL_DATA] if facts.real_data else []
-    if facts.audit and not all(row.holds for row in facts.audit):
+    if facts.audit and not all(row.holds for row in facts.audit if row.judges):
         notices.append("The audit fails: read its section before anything else is believed.")
     return tuple(notices)

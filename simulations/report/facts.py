@@ -1,5 +1,6 @@
 """What a report says besides the results: how the experiment was made, what was promised, and what was attacked."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -82,6 +83,8 @@ class AuditRow:
         bound: The empirical lower bound on epsilon.
         confidence: Of the bound, such as 0.95.
         needed: Without noise: the bound that shows that the attack works.
+        ceiling: The bound if every guess were right; a claim that is not below it cannot be refuted.
+        judges: Whether the audit's outcome depends on it; otherwise it is shown beside.
     """
 
     attack: str
@@ -92,6 +95,13 @@ class AuditRow:
     bound: float
     confidence: float = 0.95
     needed: float = 1.0
+    ceiling: float = math.inf
+    judges: bool = True
+
+    @property
+    def could_fail(self) -> bool:
+        """Whether there is a claim that so many guesses could refute."""
+        return self.claim is not None and self.claim.epsilon < self.ceiling
 
     @property
     def holds(self) -> bool:

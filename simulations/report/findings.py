@@ -235,9 +235,9 @@ def _audit(facts: ReportFacts) -> Iterator[str]:
     claimed = [row for row in facts.audit if row.claim is not None]
     failing = [row for row in claimed if not row.holds]
     for row in failing:
-        assert row.claim is not None
+        start = "THE AUDIT FAILS:" if row.judges else "Beside the attack that judges,"
         yield (
-            f"THE AUDIT FAILS: '{row.attack}' gives a lower bound on epsilon of {number(row.bound, 2)}, above the "
+            f"{start} '{row.attack}' gives a lower bound on epsilon of {number(row.bound, 2)}, above the "
             f"claim of {row.claim}."
         )
     if claimed and not failing:
@@ -246,9 +246,19 @@ def _audit(facts: ReportFacts) -> Iterator[str]:
             f"The audit's lower bounds on epsilon lie below the claim in all of {len(claimed)} attacks; the nearest is "
             f"{number(largest.bound, 2)} against a claim of {largest.claim}."
         )
+    for row in claimed:
+        if row.judges and not row.could_fail:
+            yield (
+                f"The claim of {row.claim} could not have been refuted: had all of {row.guesses} guesses been right, "
+                f"the bound would be {number(row.ceiling, 2)}."
+            )
+    if claimed and not any(row.claim is None for row in facts.audit):
+        yield "The attack was not tried without noise, so that bounds below the claim prove nothing."
     for row in facts.audit:
         if row.claim is None:
-            works = "works" if row.holds else "does NOT work, so that the audit proves nothing"
+            works = "works" if row.holds else "does NOT work"
+            if not row.holds and row.judges:
+                works += ", so that the audit proves nothing"
             yield (
                 f"Without noise the attack '{row.attack}' {works}: {row.correct} of {row.guesses} guesses are right, "
                 f"which gives a lower bound on epsilon of {number(row.bound, 2)}."

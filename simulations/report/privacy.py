@@ -108,8 +108,16 @@ def _audit_row(row: AuditRow) -> tuple[str, ...]:
         f"{row.correct}",
         number(row.bound, 2),
         f"{row.confidence:.0%}".replace("%", " %"),
-        HOLDS if row.holds and row.claim else FAILS if row.claim else "attack works" if row.holds else "ATTACK FAILS",
+        _outcome(row),
     )
+
+
+def _outcome(row: AuditRow) -> str:
+    if row.claim is None:
+        return "attack works" if row.holds else "ATTACK FAILS" if row.judges else "attack does not work"
+    if not row.holds:
+        return FAILS if row.judges else "above the claim"
+    return HOLDS if row.could_fail else "could not fail"
 
 
 def _membership(rows: tuple[MembershipRow, ...]) -> Iterable[Table]:

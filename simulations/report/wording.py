@@ -2,7 +2,7 @@
 
 from fedprofile.simulations.report.estimates import Estimate, epsilon_text
 from fedprofile.simulations.report.focus import cost
-from fedprofile.simulations.report.metrics import NEITHER, better
+from fedprofile.simulations.report.metrics import NEITHER, better, label
 
 
 def change(price: Estimate, metric: str) -> str:
@@ -23,7 +23,8 @@ def price_of_privacy(price: Estimate | None, metric: str) -> str:
     if price is None:
         return "the price of privacy was not measured"
     if not price.sign:
-        return f"no difference was found between training with and without noise ({price.text(signed=True)})"
+        found = price.text(signed=True)
+        return f"no difference in {label(metric)} was found between training with and without noise ({found})"
     paid = cost(price, metric)
     if better(metric) == NEITHER:
         return f"noise moves it by {price.text(signed=True)}"

@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from tests.simulations.conftest import WriteExperiment
 
+from fedprofile.simulations.analysis import _facts
+from fedprofile.simulations.cells import read_scenario
 from fedprofile.simulations.experiment import load_experiment
 from fedprofile.simulations.known_spec import KnownSpec
 from fedprofile.simulations.known_truth import bayes_gaps
@@ -76,3 +78,25 @@ def test_people_at_several_tenants_are_told_what_they_lose_in_all(
         assert largest < epsilon < count * largest
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "outside every ledger" in page and f"{composed[max(composed)]:.2g}"[:3] in page
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_facts_keep_the_most_that_anybody_lost_and_say_what_thresholds_were_fitted_to(
+    write_experiment: WriteExperiment, largest: int
+) -> None:
+    path = write_experiment(mitigation={"kind": "thresholds"}, sweep={"epsilon": [3.0], "seed": [0, 1]})
+    experiment = load_experiment(path)
+    outcomes = []
+    for place, cell in enumerate(experiment.cells()):
+        loss = {"epsilon": 9.0 if place == largest else 5.0, "delta": 1e-5, "unit": "person"}
+        result: dict[str, Any] = {
+            "tenants": [],
+            "people": [{"tenants": 2, "people": 40, "loss": loss}],
+            "picture": {"labels": {}, "groups": {}},
+            "timing": dict.fromkeys(("prepare_s", "fill_s", "federation_s"), 0.0),
+            "machine": dict.fromkeys(("torch", "transformers", "peft", "opacus", "flwr"), "1"),
+        }
+        outcomes.append((cell, result, pd.DataFrame()))
+    found = _facts(experiment, read_scenario(experiment.data), outcomes, "")
+    assert [each.loss.epsilon for each in found.composed] == [9.0]
+    assert any("fitted to the noised tables of the users that they are then judged on" in one for one in found.caveats)

@@ -192,6 +192,9 @@ def test_a_folder_of_another_experiment_is_left_alone(write_experiment: WriteExp
     path = write_experiment()
     assert "is not empty" in _simulate(path, "--out", out, fails=2).stderr
     assert "holds no experiment to resume" in _simulate(path, "--out", out, "--resume", fails=2).stderr
+    assert "is not a folder" in _simulate(path, "--out", out / "mine.txt", fails=2).stderr
+    # What is cheap to see is said first, before every cell's noise is solved for.
+    assert "is not empty" in _simulate(path, "--out", out, "--set", "tenant.privacy.clip=1", fails=2).stderr
     assert (out / "mine.txt").read_text() == "kept"
     (out / "experiment.json").write_text('{"name": "other"}')
     assert "holds another experiment" in _simulate(path, "--out", out, "--resume", fails=2).stderr

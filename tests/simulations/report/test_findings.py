@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.simulations.report.synthetic import EPSILONS, Synthetic, facts
 
 from fedprofile.common.accounting import PrivacyLoss
+from fedprofile.simulations.report.compose import compose
 from fedprofile.simulations.report.estimates import Estimate
 from fedprofile.simulations.report.facts import AuditRow, ReportFacts
 from fedprofile.simulations.report.findings import findings
@@ -52,7 +53,7 @@ AT_3 = {"epsilon": 3.0, "strategy": "fedavg", "mitigation": "none"}
 def test_the_first_page_of_the_synthetic_experiment(table: pd.DataFrame) -> None:
     said = _sentences(table)
     assert said[0].startswith("At epsilon 3 the federation's AUC") and "privacy costs 0.03" in said[0]
-    assert "at epsilon 8 no difference was found" in said[1] and "At epsilon 1 privacy costs 0.10" in said[1]
+    assert "at epsilon 8 no difference in AUC was found" in said[1] and "At epsilon 1 privacy costs 0.10" in said[1]
     assert "'b' pays more than 'a'" in _one(said, "groups of gender", "true-positive rate")
     assert "no difference was found" in _one(said, "4 groups of age", "true-positive rate")
     assert "better than training alone" in _one(said, "training alone")
@@ -68,7 +69,7 @@ def test_the_first_page_of_the_synthetic_experiment(table: pd.DataFrame) -> None
 def test_a_price_has_a_direction_only_where_its_interval_excludes_zero(middle: float, half: float) -> None:
     low, high = middle - half, middle + half
     said = _sentences(_changed(SMALL, (middle, low, high), **PRICE, **AT_3))[0]
-    assert ("no difference was found" in said) == (low <= 0 <= high)
+    assert ("no difference in AUC was found" in said) == (low <= 0 <= high)
     assert ("privacy costs" in said) == (high < 0)
     assert ("it is better with noise" in said) == (low > 0)
 
@@ -145,6 +146,7 @@ def test_suppressed_numbers_take_no_part(table: pd.DataFrame) -> None:
 
 
 def test_only_without_noise_and_only_with_noise(table: pd.DataFrame) -> None:
+    assert any("no difference in AUC was found between training with and without" in one for one in _sentences(table))
     plain = _sentences(table[table["epsilon"] == math.inf])
     assert plain[0].startswith("Without noise the federation's AUC") and "no cell was run with noise" in plain[0]
     private = _sentences(table[(table["epsilon"] == 3.0) & (table["kind"] == "level")])
@@ -163,6 +165,34 @@ def test_audit_findings() -> None:
     assert str(claim) in _one(said, "below the claim in all of 1")
     assert "does NOT work" in _one(said, "attack 'b'")
     assert not any("udit" in sentence for sentence in _sentences(SMALL, dataclasses.replace(facts(), audit=None)))
+
+
+def test_an_audit_says_what_it_could_not_have_found() -> None:
+    claim, high = PrivacyLoss(3.0, 1e-5), PrivacyLoss(8.0, 1e-5)
+    judging = AuditRow("a", claim, 1000, 150, 122, 1.1, ceiling=3.9)
+    blind = AuditRow("b", high, 1000, 150, 150, 3.9, ceiling=3.9)
+    assert judging.could_fail and not blind.could_fail
+    said = _sentences(SMALL, dataclasses.replace(facts(), audit=(judging, blind)))
+    assert str(high) in _one(said, "could not have been refuted", "3.90")
+    assert _one(said, "was not tried without noise", "prove nothing")
+    tried = (judging, AuditRow("c", None, 1000, 150, 150, 3.9, needed=3.0))
+    said = _sentences(SMALL, dataclasses.replace(facts(), audit=tried))
+    assert not any("could not have been" in sentence or "was not tried" in sentence for sentence in said)
+
+
+def test_an_attack_that_does_not_judge_neither_fails_nor_works_by_itself() -> None:
+    claim = PrivacyLoss(1.0, 1e-5)
+    works = AuditRow("updates", None, 1000, 150, 150, 3.9, needed=3.0)
+    beside = AuditRow("final", None, 1000, 150, 75, 0.0, needed=3.0, judges=False)
+    above = AuditRow("final with noise", claim, 1000, 150, 130, 1.3, judges=False)
+    found = dataclasses.replace(facts(), audit=(works, beside, above))
+    said = _sentences(SMALL, found)
+    assert "'final' does NOT work: 75 of 150" in _one(said, "attack 'final'")
+    assert _one(said, "Beside the attack that judges", "above the claim")
+    assert not any("THE AUDIT FAILS" in one or "the audit proves nothing" in one for one in said)
+    assert not compose(Results(SMALL), found).notices
+    failing = dataclasses.replace(found, audit=(dataclasses.replace(above, judges=True),))
+    assert any("audit fails" in notice for notice in compose(Results(SMALL), failing).notices)
 
 
 def _small() -> pd.DataFrame:
