@@ -54,7 +54,10 @@ def write_report(out: Path, results: pd.DataFrame, facts: ReportFacts) -> None:
     )
     text = markdown.get_template("report.md.j2").render(report=document)
     (out / "report.md").write_text(text, encoding="utf-8")
-    checked.table.to_parquet(out / "results.parquet", index=False)
+    # Last and as one step: where it is, the report is whole.
+    part = out / "results.parquet.part"
+    checked.table.to_parquet(part, index=False)
+    part.replace(out / "results.parquet")
 
 
 def escaped_markdown(value: object) -> str:
