@@ -9,6 +9,7 @@
 
 from collections.abc import Iterator
 
+from fedprofile.simulations.report.alike import alike, decided_alike
 from fedprofile.simulations.report.choices import choices, mitigations
 from fedprofile.simulations.report.document import Findings
 from fedprofile.simulations.report.estimates import Estimate, epsilon_text, number
@@ -32,7 +33,7 @@ def findings(focus: Focus, facts: ReportFacts) -> tuple[Findings, ...]:
         By topic; a topic of which nothing was measured is left out.
     """
     topics = {
-        "What privacy costs": (_utility(focus), _other_ways(focus)),
+        "What privacy costs": (_utility(focus), alike(focus), _other_ways(focus)),
         "Which people pay": (_groups(focus), _gaps(focus)),
         "Which tenants": (_client_gaps(focus), _tenants(focus)),
         "What one can choose": (choices(focus, "strategy"), choices(focus, "partition"), mitigations(focus)),
@@ -150,7 +151,9 @@ def _gaps(focus: Focus) -> Iterator[str]:
         elif price.sign:
             wider = "wider" if price.sign > 0 else "narrower"
             by = (price if price.sign > 0 else -price).text()
-            yield f"{start}; without noise it is {without.text()}: noise makes it {wider} by {by}."
+            emptied = price.sign < 0 and decided_alike(focus, focus.private) is not None
+            why = ", by deciding nearly everybody alike" if emptied else ""
+            yield f"{start}; without noise it is {without.text()}: noise makes it {wider} by {by}{why}."
         else:
             yield (
                 f"{start}; without noise it is {without.text()}: no difference was found ({price.text(signed=True)})."
@@ -224,8 +227,8 @@ def _truth(focus: Focus, facts: ReportFacts) -> Iterator[str]:
     if found:
         inside = sum(estimate.low <= value <= estimate.high for value, estimate in found)
         yield (
-            f"The interval that was measured holds the truth for {inside} of {len(found)} numbers of the population's "
-            "Bayes rule that are known in closed form."
+            f"The interval that was measured holds the truth for {inside} of {len(found)} gaps of the population's "
+            "Bayes rule, which are known in closed form."
         )
 
 

@@ -30,7 +30,10 @@ def write_report(out: Path, results: pd.DataFrame, facts: ReportFacts) -> None:
     """
     checked = Results(results)
     _write(out, compose(checked, facts))
-    checked.table.to_parquet(out / "results.parquet", index=False)
+    # Last and as one step: where it is, the report is whole.
+    part = out / "results.parquet.part"
+    checked.table.to_parquet(part, index=False)
+    part.replace(out / "results.parquet")
 
 
 def write_audit_report(out: Path, facts: ReportFacts) -> None:

@@ -145,6 +145,28 @@ def test_suppressed_numbers_take_no_part(table: pd.DataFrame) -> None:
     assert "3 groups of age" in said and "no difference" in said and "1 of its groups: too few people" in said
 
 
+def _selecting(rate: float, base: float) -> pd.DataFrame:
+    """The small table with selection and base rates at epsilon 3, and a gap that noise makes narrower."""
+    overall = SMALL["scope"].eq("overall") & SMALL["metric"].eq("auc") & SMALL["kind"].eq("level")
+    rows = SMALL[overall & SMALL["arm"].eq("federated") & SMALL["epsilon"].eq(3.0)]
+    more = [
+        rows.assign(metric=metric, value=value, low=value - 0.01, high=value + 0.01)
+        for metric, value in (("selection_rate", rate), ("base_rate", base))
+    ]
+    table = pd.concat([SMALL, *more], ignore_index=True)
+    where = {"scope": "gap", "metric": "equalized_odds", "statistic": "difference", "column": "gender"}
+    return _changed(table, (-0.2, -0.3, -0.1), **where, kind="price", **AT_3)
+
+
+@pytest.mark.parametrize(("rate", "alike"), [(0.01, True), (0.2, False), (0.98, True), (0.9, False)])
+def test_a_model_that_decides_nearly_everybody_alike_is_not_called_fair(rate: float, alike: bool) -> None:
+    said = _sentences(_selecting(rate, 0.4))
+    found = [sentence for sentence in said if "decided alike: the selection rate is at epsilon 3 0." in sentence]
+    assert len(found) == alike
+    narrower = _one(said, "equalised-odds gap between the groups of gender", "noise makes it narrower")
+    assert narrower.endswith(", by deciding nearly everybody alike.") == alike
+
+
 def test_only_without_noise_and_only_with_noise(table: pd.DataFrame) -> None:
     assert any("no difference in AUC was found between training with and without" in one for one in _sentences(table))
     plain = _sentences(table[table["epsilon"] == math.inf])
