@@ -262,12 +262,44 @@ class BaseSpec(Frozen):
     tokenizer_sha256: Sha256
 
 
+_BARE = (
+    "its weights belong to no linear layer, and only of those are per-record gradients formed here: they would get no "
+    "gradient that can be clipped user by user"
+)
+_ONCE = (
+    "PEFT computes its virtual tokens once for a whole batch, so that their gradient is one for all records together "
+    "and cannot be clipped user by user"
+)
+NOT_PRIVATE = {
+    "adalora": (
+        f"{_BARE}; and it drops ranks by scores of the gradients, which taken from records would be released without "
+        "noise, and taken from noised gradients would leave every tenant other ranks, of which there is no average"
+    ),
+    "dora": (
+        "its layer calls the LoRA factors a second time, on a unit matrix and without a gradient, after which Opacus "
+        "forms no per-record gradients of them; and its magnitudes belong to no linear layer"
+    ),
+    "ia3": _BARE,
+    "p-tuning": _ONCE,
+    "prefix": (
+        "it changes keys and values in every layer, so that nothing below the top layers is frozen and can be computed "
+        "once for each record, and its embeddings belong to no linear layer"
+    ),
+    "prompt": _ONCE,
+}
+"""Methods that a card may name in vain, and why; the names without `-tuning` and `_tuning` count as well.
+`tests/common/modeling/test_methods.py` holds each reason against the installed libraries."""
+
+
 class AdapterSpec(Frozen):
     """What is trained."""
 
     method: Literal["lora", "head"] = "lora"
     rank: int = Field(default=8, ge=1, le=256)
     alpha: float = Field(default=16.0, gt=0)
+    scaling: Literal["lora", "rslora"] = "lora"
+    """The factors' product is multiplied by alpha / rank (LoRA), or by alpha / sqrt(rank) (rsLoRA,
+    https://arxiv.org/abs/2312.03732), with which updates keep their size where ranks are high."""
     targets: tuple[str, ...] = ("query", "value")
     top_layers: int = Field(default=1, ge=1, le=256)
     train: Literal["AB", "B"] = "B"
@@ -278,6 +310,15 @@ class AdapterSpec(Frozen):
     norm with LoRA's, so it decides how much of the clipped update each of the two gets. It is bounded because whoever
     writes the card is not trusted: beside a large factor the bound on an adapter's values would mean nothing, and
     rounding errors of the text would become logits."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_can_be_private(cls, method: object) -> object:
+        plain = str(method).lower().replace("_", "-").replace("ptuning", "p-tuning")
+        reason = NOT_PRIVATE.get(plain) or NOT_PRIVATE.get(plain.removesuffix("-tuning"))
+        if reason is not None:
+            raise ValueError(f"cannot be trained privately here: {reason}; use 'lora' (with scaling) or 'head'")
+        return method
 
 
 class TrainingSpec(Frozen):

@@ -4,6 +4,8 @@
 every setting that is not obvious says what it does.
 """
 
+from typing import Literal
+
 from fedprofile.common.card import BaseSpec
 
 _SERVER = """\
@@ -86,10 +88,11 @@ tokenizer_sha256 = "{tokenizer}"
 method = "lora"                    # or "head": only the linear head is trained
 rank = 8
 alpha = 16.0
+scaling = "lora"                   # times alpha / rank; or "rslora": times alpha / sqrt(rank)
 targets = {targets}
 top_layers = 1                     # how many of the last layers carry LoRA; the rest is computed once and kept
 train = "B"                        # A stays as it was drawn from the card's hash; "AB" trains both, at twice the bytes
-pooling = "mean"                   # or "last", for decoders
+pooling = {pooling}                 # "mean" over the tokens for encoders, "last" token for decoders
 text_scale = 1.0                   # factor on the pooled text; decides how much of the clip norm the head gets
 
 [training]
@@ -121,13 +124,14 @@ def server_text(*, host: str, listen: str, port: int, admin_port: int, health_po
     return _SERVER.format(host=host, listen=listen, port=port, admin_port=admin_port, health_port=health_port)
 
 
-def federation_text(*, name: str, base: BaseSpec, targets: tuple[str, ...]) -> str:
+def federation_text(*, name: str, base: BaseSpec, targets: tuple[str, ...], pooling: Literal["mean", "last"]) -> str:
     """`federation.toml`.
 
     Args:
         name: The federation's.
         base: The base model.
         targets: The modules that carry LoRA.
+        pooling: Of the text.
 
     Returns:
         The text of a valid card.
@@ -140,4 +144,5 @@ def federation_text(*, name: str, base: BaseSpec, targets: tuple[str, ...]) -> s
         config=base.config_sha256,
         tokenizer=base.tokenizer_sha256,
         targets="[" + ", ".join(f'"{target}"' for target in targets) + "]",
+        pooling=f'"{pooling}"',
     )

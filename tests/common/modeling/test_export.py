@@ -59,6 +59,7 @@ def _records(model: ProfileModel, texts: Sequence[str]) -> EncodedRecords:
     [
         {"text_scale": 0.3, "top_layers": 2, "train": "B"},
         {"method": "head", "text_scale": 1.7, "pooling": "last"},
+        {"scaling": "rslora", "rank": 4, "train": "AB"},
     ],
 )
 def test_a_fresh_process_agrees(
