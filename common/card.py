@@ -149,11 +149,6 @@ class ColumnFeature(Frozen):
 
     name: str
 
-    @property
-    def width(self) -> int:
-        """How many inputs of the head it takes."""
-        raise NotImplementedError
-
 
 class NumericFeature(ColumnFeature):
     """A numeric column, clipped to a public range and expanded on public knots.
@@ -204,6 +199,30 @@ class CategoricalFeature(ColumnFeature):
         return len(self.values)
 
 
+class VectorFeature(ColumnFeature):
+    """A column that holds a vector: an image's, a sound's or an item's embedding, computed beforehand.
+
+    It is bounded by public constants, and its inputs of the head lie between -1 and 1: either each value is clipped to
+    `low` and `high`, which become -1 and 1, or a vector longer than `norm` is shortened to it, and all are divided by
+    it. A missing vector gives zeros.
+    """
+
+    width: int = Field(ge=1, le=4096)
+    """How many values each vector has, and how many inputs of the head it takes."""
+    low: float | None = None
+    high: float | None = None
+    norm: float | None = Field(default=None, gt=0)
+    """L2 norm."""
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Self:
+        if (self.low is None) != (self.high is None) or (self.low is None) == (self.norm is None):
+            raise ValueError("give either low and high, or norm")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"low={self.low:g} must be below high={self.high:g}")
+        return self
+
+
 class CrossSpec(Frozen):
     """A numeric feature times a categorical one: the hat functions of the first, once for each value of the second.
 
@@ -215,10 +234,11 @@ class CrossSpec(Frozen):
 
 
 class FeaturesSpec(Frozen):
-    """The columns fused with the pooled text at the head, in this order: numeric, categorical, crosses."""
+    """The columns fused with the pooled text at the head, in this order: numeric, categorical, vectors, crosses."""
 
     numeric: tuple[NumericFeature, ...] = ()
     categorical: tuple[CategoricalFeature, ...] = ()
+    vectors: tuple[VectorFeature, ...] = ()
     crosses: tuple[CrossSpec, ...] = ()
 
     @model_validator(mode="after")
@@ -234,9 +254,9 @@ class FeaturesSpec(Frozen):
         return self
 
     @property
-    def all(self) -> tuple[ColumnFeature, ...]:
+    def all(self) -> tuple[NumericFeature | CategoricalFeature | VectorFeature, ...]:
         """The columns' own features in the order of the head's inputs."""
-        return (*self.numeric, *self.categorical)
+        return (*self.numeric, *self.categorical, *self.vectors)
 
     @property
     def width(self) -> int:
@@ -418,6 +438,8 @@ class FederationCard(Frozen):
             raise ValueError(
                 f"the group attribute '{group.attribute}' is for audits only; take it out of templates and features"
             )
+        if spoken := sorted(self.history.columns & {vector.name for vector in self.features.vectors}):
+            raise ValueError(f"column '{spoken[0]}' holds a vector, which is no text; take it out of the templates")
         if self.evaluation.patience and self.evaluation.when != "every-round":
             raise ValueError("evaluation.patience needs evaluation.when = 'every-round'")
         if not math.isfinite(self.max_update_norm):

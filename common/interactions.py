@@ -15,7 +15,8 @@ from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.features import encode_features
 
-Value = str | float | None
+Value = str | float | tuple[float, ...] | None
+"""Of a column: text, a number, a vector, or nothing."""
 Row = Mapping[str, Value]
 
 

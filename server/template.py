@@ -76,6 +76,12 @@ knots = [30, 120, 600]
 name = "weekend"
 values = ["no", "yes"]
 
+# A vector in a column, such as an image's or an item's embedding: a JSON array as text, or a list.
+# [[features.vectors]]
+# name = "item_embedding"
+# width = 384
+# norm = 1.0                       # longer ones are shortened to it; or low and high, to which each value is clipped
+
 [base]
 # The frozen pretrained model, pinned by content.
 id = "{id}"
