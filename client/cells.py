@@ -1,4 +1,4 @@
-"""One cell as a value: text, a number, a user's id, a moment. What does not fit is said without the cell.
+"""One cell as a value: text, a number, a vector, a user's id, a moment. What does not fit is said without the cell.
 
 Who a user is. A user is one id: text or a whole number, in Unicode's NFC form and without white space around it. Ids
 must be stable for life, because the ledger's promise and the split into training and evaluation users are kept by id:
@@ -11,6 +11,7 @@ label can be in its history. A typed timestamp at midnight (Parquet, SQL) is suc
 stored there; text with a clock, T00:00:00 too, is taken at its word.
 """
 
+import json
 import math
 import unicodedata
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from fedprofile.client.tables import UNREADABLE, is_text
 
 LONGEST_TEXT = 100_000
 """Characters of a cell; more would never fit into `max_tokens` and only cost time."""
+
+_LARGEST_FLOAT32 = (2 - 2.0**-23) * 2.0**127
 
 _DAY_END = time(23, 59, 59, 999999)
 
@@ -94,6 +97,46 @@ def read_number(cell: Any) -> float | None:
     if not math.isfinite(number):
         raise CellError("is not a finite number")
     return number
+
+
+def read_vector(cell: Any, *, width: int) -> tuple[float, ...] | None:
+    """A cell as a vector.
+
+    Args:
+        cell: As found: a list (Parquet, JSON Lines, arrays of PostgreSQL), or text with a JSON array (CSV, SQL).
+        width: How many values it must have.
+
+    Returns:
+        None for nothing.
+
+    Raises:
+        CellError: It is no list of so many numbers, or one of them is not finite as a 32-bit number.
+    """
+    if isinstance(cell, list | tuple):
+        values: Any = cell
+    else:
+        text = read_text(cell)
+        if not text:
+            return None
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            values = None
+    if not isinstance(values, list | tuple) or not all(map(_is_number, values)):
+        raise CellError("is not a list of numbers, such as [0.5, -1.25]")
+    if len(values) != width:
+        raise CellError(f"does not have the card's {width} values")
+    try:
+        found = tuple(map(float, values))
+    except (OverflowError, ValueError):  # A whole number beyond floats, or a decimal's signalling not-a-number.
+        found = (math.nan,)
+    if not all(abs(value) <= _LARGEST_FLOAT32 for value in found):
+        raise CellError("holds a value that is not finite as a 32-bit number")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
 
 
 def read_user(cell: Any) -> str:

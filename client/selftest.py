@@ -20,6 +20,7 @@ from fedprofile.common.messages import Arrays
 from fedprofile.common.modeling.export import read_adapter_folder, write_adapter_folder
 from fedprofile.common.modeling.head import summed_loss
 from fedprofile.common.modeling.invariance import SelfTestError
+from fedprofile.common.modeling.lora import lora_layers
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
 
@@ -55,8 +56,8 @@ def check_training(model: ProfileModel, step: Step) -> None:
         wave = torch.cos(torch.arange(parameter.numel(), dtype=torch.float32)) * 0.1
         parameter.data.copy_(wave.view_as(parameter))
     start, records = model.get_arrays(), _records(model)
-    adapter = model.card.adapter
-    factors = adapter.top_layers * len(adapter.targets) * len(adapter.train) if adapter.method == "lora" else 0
+    # Of the card's targets each layer has at least one module; that PEFT adapted all of them is `add_lora`'s to check.
+    factors = len(lora_layers(model.encoder)) * len(model.card.adapter.train)
     if len(start) != factors + 2:
         raise SelfTestError(f"{len(start)} matrices would be trained, not the card's {factors + 2}; {_REINSTALL}.")
     tolerance = max(TOLERANCE, ROUNDINGS * model.precision)

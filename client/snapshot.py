@@ -143,4 +143,5 @@ def _stored(row: Row) -> dict[str, Any] | None:
 
 
 def _restored(row: Mapping[str, Any] | None) -> Row:
-    return dict(row or {})
+    """Parquet gives a vector back as a list."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in (row or {}).items()}

@@ -29,13 +29,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedprofile.client.cells import CellError, Moment, read_moment, read_number, read_text, read_user
+from fedprofile.client.cells import CellError, Moment, read_moment, read_number, read_text, read_user, read_vector
 from fedprofile.client.histories import Histories
 from fedprofile.client.labels import label_reader
 from fedprofile.client.tables import RawRow, Reading
 from fedprofile.common.card import FederationCard, template_columns
 from fedprofile.common.errors import ConfigError, DataError, PolicyRefusal, Problem
-from fedprofile.common.interactions import Example, Row
+from fedprofile.common.interactions import Example, Row, Value
 from fedprofile.common.tasks import Label
 from fedprofile.common.tenant import Columns, Source, TenantFile
 
@@ -159,6 +159,7 @@ class _Reader:
         self._keep_wrong = keep_wrong
         self._tenant, self._columns, self._labelled, self._strict = tenant, tenant.columns, labelled, strict
         self._numbers = card.history.numbers | {feature.name for feature in card.features.numeric}
+        self._widths = {feature.name: feature.width for feature in card.features.vectors}
         self._record_columns = template_columns(card.history.record) | card.features.columns
         self._event_columns = template_columns(card.history.event)
         self._read_label, self._unknown = label_reader(card.task), card.task.unknown
@@ -308,11 +309,13 @@ class _Reader:
         return None if time is None else (user, time.at, values)
 
     def _values(self, row: RawRow, user: str, names: Collection[str], part: str) -> Row:
-        values: dict[str, str | float | None] = {}
+        values: dict[str, Value] = {}
         for name in names:
             column = self._source_name(name)
             if name in self._numbers:
                 values[name] = self._read(row, user, column, part, read_number)
+            elif name in self._widths:
+                values[name] = self._read(row, user, column, part, partial(read_vector, width=self._widths[name]))
             else:
                 values[name] = self._read(row, user, column, part, read_text) or None
         return values

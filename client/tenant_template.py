@@ -138,6 +138,10 @@ def _needed(card: FederationCard) -> list[str]:
         lines.append(f"#   text of an earlier event  {_text(card.history.event)}")
     lines += [f"#   number {_text(one.name)} from {one.low:g} to {one.high:g}" for one in card.features.numeric]
     lines += [f"#   category {_text(one.name)}: {_listed(one.values)}" for one in card.features.categorical]
+    lines += [
+        f"#   vector {_text(one.name)} of {one.width} numbers, a list such as [0.5, -1.25]"
+        for one in card.features.vectors
+    ]
     return lines
 
 

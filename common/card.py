@@ -111,11 +111,6 @@ class ColumnFeature(Frozen):
 
     name: str
 
-    @property
-    def width(self) -> int:
-        """How many inputs of the head it takes."""
-        raise NotImplementedError
-
 
 class NumericFeature(ColumnFeature):
     """A numeric column, clipped to a public range and expanded on public knots.
@@ -166,6 +161,30 @@ class CategoricalFeature(ColumnFeature):
         return len(self.values)
 
 
+class VectorFeature(ColumnFeature):
+    """A column that holds a vector: an image's, a sound's or an item's embedding, computed beforehand.
+
+    It is bounded by public constants, and its inputs of the head lie between -1 and 1: either each value is clipped to
+    `low` and `high`, which become -1 and 1, or a vector longer than `norm` is shortened to it, and all are divided by
+    it. A missing vector gives zeros.
+    """
+
+    width: int = Field(ge=1, le=4096)
+    """How many values each vector has, and how many inputs of the head it takes."""
+    low: float | None = None
+    high: float | None = None
+    norm: float | None = Field(default=None, gt=0)
+    """L2 norm."""
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Self:
+        if (self.low is None) != (self.high is None) or (self.low is None) == (self.norm is None):
+            raise ValueError("give either low and high, or norm")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"low={self.low:g} must be below high={self.high:g}")
+        return self
+
+
 class CrossSpec(Frozen):
     """A numeric feature times a categorical one: the hat functions of the first, once for each value of the second.
 
@@ -177,10 +196,11 @@ class CrossSpec(Frozen):
 
 
 class FeaturesSpec(Frozen):
-    """The columns fused with the pooled text at the head, in this order: numeric, categorical, crosses."""
+    """The columns fused with the pooled text at the head, in this order: numeric, categorical, vectors, crosses."""
 
     numeric: tuple[NumericFeature, ...] = ()
     categorical: tuple[CategoricalFeature, ...] = ()
+    vectors: tuple[VectorFeature, ...] = ()
     crosses: tuple[CrossSpec, ...] = ()
 
     @model_validator(mode="after")
@@ -196,9 +216,9 @@ class FeaturesSpec(Frozen):
         return self
 
     @property
-    def all(self) -> tuple[ColumnFeature, ...]:
+    def all(self) -> tuple[NumericFeature | CategoricalFeature | VectorFeature, ...]:
         """The columns' own features in the order of the head's inputs."""
-        return (*self.numeric, *self.categorical)
+        return (*self.numeric, *self.categorical, *self.vectors)
 
     @property
     def width(self) -> int:
@@ -224,12 +244,44 @@ class BaseSpec(Frozen):
     tokenizer_sha256: Sha256
 
 
+_BARE = (
+    "its weights belong to no linear layer, and only of those are per-record gradients formed here: they would get no "
+    "gradient that can be clipped user by user"
+)
+_ONCE = (
+    "PEFT computes its virtual tokens once for a whole batch, so that their gradient is one for all records together "
+    "and cannot be clipped user by user"
+)
+NOT_PRIVATE = {
+    "adalora": (
+        f"{_BARE}; and it drops ranks by scores of the gradients, which taken from records would be released without "
+        "noise, and taken from noised gradients would leave every tenant other ranks, of which there is no average"
+    ),
+    "dora": (
+        "its layer calls the LoRA factors a second time, on a unit matrix and without a gradient, after which Opacus "
+        "forms no per-record gradients of them; and its magnitudes belong to no linear layer"
+    ),
+    "ia3": _BARE,
+    "p-tuning": _ONCE,
+    "prefix": (
+        "it changes keys and values in every layer, so that nothing below the top layers is frozen and can be computed "
+        "once for each record, and its embeddings belong to no linear layer"
+    ),
+    "prompt": _ONCE,
+}
+"""Methods that a card may name in vain, and why; the names without `-tuning` and `_tuning` count as well.
+`tests/common/modeling/test_methods.py` holds each reason against the installed libraries."""
+
+
 class AdapterSpec(Frozen):
     """What is trained."""
 
     method: Literal["lora", "head"] = "lora"
     rank: int = Field(default=8, ge=1, le=256)
     alpha: float = Field(default=16.0, gt=0)
+    scaling: Literal["lora", "rslora"] = "lora"
+    """The factors' product is multiplied by alpha / rank (LoRA), or by alpha / sqrt(rank) (rsLoRA,
+    https://arxiv.org/abs/2312.03732), with which updates keep their size where ranks are high."""
     targets: tuple[str, ...] = ("query", "value")
     top_layers: int = Field(default=1, ge=1, le=256)
     train: Literal["AB", "B"] = "B"
@@ -247,6 +299,15 @@ class AdapterSpec(Frozen):
     a_of: Sha256 | None = None
     """Hash of the card whose frozen A matrices are used instead of this card's own. A B that was trained elsewhere
     means nothing beside another A, so an `initial_adapter` where B alone is trained needs it."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_can_be_private(cls, method: object) -> object:
+        plain = str(method).lower().replace("_", "-").replace("ptuning", "p-tuning")
+        reason = NOT_PRIVATE.get(plain) or NOT_PRIVATE.get(plain.removesuffix("-tuning"))
+        if reason is not None:
+            raise ValueError(f"cannot be trained privately here: {reason}; use 'lora' (with scaling) or 'head'")
+        return method
 
 
 class TrainingSpec(Frozen):
@@ -372,6 +433,8 @@ class FederationCard(Frozen):
             )
         if self.adapter.label_head and not isinstance(self.task, LabelsTask):
             raise ValueError(f"adapter.label_head starts from the labels' names; a {self.task.kind} task has none")
+        if spoken := sorted(self.history.columns & {vector.name for vector in self.features.vectors}):
+            raise ValueError(f"column '{spoken[0]}' holds a vector, which is no text; take it out of the templates")
         if self.evaluation.patience and self.evaluation.when != "every-round":
             raise ValueError("evaluation.patience needs evaluation.when = 'every-round'")
         if self.initial_adapter and self.adapter.method == "lora" and self.adapter.train == "B":

@@ -17,7 +17,8 @@ from fedprofile.common.errors import ConfigError
 from fedprofile.common.features import encode_features
 from fedprofile.common.tasks import Label, Labels
 
-Value = str | float | None
+Value = str | float | tuple[float, ...] | None
+"""Of a column: text, a number, a vector, or nothing."""
 Row = Mapping[str, Value]
 
 

@@ -121,5 +121,12 @@ def probes(card: FederationCard) -> tuple[list[str], list[dict[str, "Value"]]]:
             row[feature.name] = feature.low + (feature.high - feature.low) * place / (count - 1)
         for categorical in card.features.categorical:
             row[categorical.name] = categorical.values[place % len(categorical.values)]
+        for vector in card.features.vectors:
+            # Some beyond the bounds, so that they are reached.
+            low, high = (
+                (-(vector.norm or 0), vector.norm or 0) if vector.low is None else (vector.low, vector.high or 0)
+            )
+            waves = np.cos(np.arange(vector.width) + place)
+            row[vector.name] = tuple((0.5 * (low + high + 1.2 * (high - low) * waves)).tolist())
         columns.append(row)
     return texts, columns

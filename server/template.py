@@ -4,6 +4,8 @@
 every setting that is not obvious says what it does.
 """
 
+from typing import Literal
+
 from fedprofile.common.card import BaseSpec
 
 _SERVER = """\
@@ -77,6 +79,12 @@ knots = [30, 120, 600]
 name = "weekend"
 values = ["no", "yes"]
 
+# A vector in a column, such as an image's or an item's embedding: a JSON array as text, or a list.
+# [[features.vectors]]
+# name = "item_embedding"
+# width = 384
+# norm = 1.0                       # longer ones are shortened to it; or low and high, to which each value is clipped
+
 [base]
 # The frozen pretrained model, pinned by content.
 id = "{id}"
@@ -89,10 +97,11 @@ tokenizer_sha256 = "{tokenizer}"
 method = "lora"                    # or "head": only the linear head is trained
 rank = 8
 alpha = 16.0
+scaling = "lora"                   # times alpha / rank; or "rslora": times alpha / sqrt(rank)
 targets = {targets}
 top_layers = 1                     # how many of the last layers carry LoRA; the rest is computed once and kept
 train = "B"                        # A stays as it was drawn from the card's hash; "AB" trains both, at twice the bytes
-pooling = "mean"                   # or "last", for decoders
+pooling = {pooling}                 # "mean" over the tokens for encoders, "last" token for decoders
 text_scale = 1.0                   # factor on the pooled text; decides how much of the clip norm the head gets
 label_head = 0.0                   # above 0 the head starts from the base's embeddings of the label names
 
@@ -131,13 +140,14 @@ def server_text(*, host: str, listen: str, port: int, admin_port: int, health_po
     return _SERVER.format(host=host, listen=listen, port=port, admin_port=admin_port, health_port=health_port)
 
 
-def federation_text(*, name: str, base: BaseSpec, targets: tuple[str, ...]) -> str:
+def federation_text(*, name: str, base: BaseSpec, targets: tuple[str, ...], pooling: Literal["mean", "last"]) -> str:
     """`federation.toml`.
 
     Args:
         name: The federation's.
         base: The base model.
         targets: The modules that carry LoRA.
+        pooling: Of the text.
 
     Returns:
         The text of a valid card.
@@ -150,4 +160,5 @@ def federation_text(*, name: str, base: BaseSpec, targets: tuple[str, ...]) -> s
         config=base.config_sha256,
         tokenizer=base.tokenizer_sha256,
         targets="[" + ", ".join(f'"{target}"' for target in targets) + "]",
+        pooling=f'"{pooling}"',
     )

@@ -20,6 +20,7 @@ torch.set_num_threads(1)
 FAMILIES = (
     "bert",
     "roberta",
+    "xlm_roberta",
     "distilbert",
     "modernbert",
     "gpt2",
@@ -28,10 +29,13 @@ FAMILIES = (
     "mistral",
     "qwen2",
     "qwen3",
+    "gemma",
     "gemma2",
+    "gemma3",
 )
 MakeModel = Callable[..., ProfileModel]
 MakeFamily = Callable[[str], tuple[PreTrainedModel, dict[str, Any]]]
+MakeFamilyFolder = Callable[[str], tuple[Path, dict[str, Any]]]
 
 
 def _family(name: str) -> tuple[Any, list[str], str]:
@@ -48,10 +52,12 @@ def _family(name: str) -> tuple[Any, list[str], str]:
     decoder = common | {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     attention = ["q_proj", "v_proj"]
     modern: dict[str, Any] = {"local_attention": 4, "global_attn_every_n_layers": 2}
+    gemma3: dict[str, Any] = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
     small_distil: dict[str, Any] = {"vocab_size": 200, "dim": 32, "hidden_dim": 64, "n_layers": 4, "n_heads": 4}
     families: dict[str, Callable[[], tuple[Any, list[str], str]]] = {
         "bert": lambda: (t.BertConfig(**common), ["query", "value"], "mean"),
         "roberta": lambda: (t.RobertaConfig(**common, pad_token_id=0), ["query", "value"], "mean"),
+        "xlm_roberta": lambda: (t.XLMRobertaConfig(**common, pad_token_id=0), ["query", "value"], "mean"),
         "distilbert": lambda: (
             t.DistilBertConfig(**small_distil, max_position_embeddings=64),
             ["q_lin", "v_lin"],
@@ -76,23 +82,38 @@ def _family(name: str) -> tuple[Any, list[str], str]:
             "last",
         ),
         "qwen3": lambda: (t.Qwen3Config(**decoder, head_dim=8), attention, "last"),
+        "gemma": lambda: (t.GemmaConfig(**decoder, head_dim=8), attention, "last"),
         "gemma2": lambda: (t.Gemma2Config(**decoder, head_dim=8, sliding_window=4), attention, "last"),
+        "gemma3": lambda: (t.Gemma3TextConfig(**decoder, head_dim=8, **gemma3), attention, "last"),
     }
     return families[name]()
 
 
 @pytest.fixture(scope="session")
-def make_family(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> MakeFamily:
-    """A function from a family's name to a random base and the card's adapter section for its top 2 of 4 layers."""
+def make_family_folder(
+    tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory
+) -> MakeFamilyFolder:
+    """A function from a family's name to a random base's folder and the card's adapter section for its top 2 of 4."""
 
-    def make(name: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+    def make(name: str) -> tuple[Path, dict[str, Any]]:
         config, targets, pooling = _family(name)
         folder = tmp_path_factory.mktemp(name)
         torch.manual_seed(0)
         AutoModel.from_config(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        return folder, {"rank": 4, "alpha": 8.0, "top_layers": 2, "targets": targets, "pooling": pooling}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_family(make_family_folder: MakeFamilyFolder) -> MakeFamily:
+    """A function from a family's name to a random base and the card's adapter section for its top 2 of 4 layers."""
+
+    def make(name: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+        folder, adapter = make_family_folder(name)
         base, _ = load_base(BaseModelFiles(folder, hash_base(folder, f"example/{name}")))
-        return base, {"rank": 4, "alpha": 8.0, "top_layers": 2, "targets": targets, "pooling": pooling}
+        return base, adapter
 
     return make
 

@@ -98,13 +98,13 @@ def resolve_base(spec: BaseSpec, local: Path | None = None) -> BaseModelFiles:
         return _checked(local, spec)
     embedded = embedded_folder() if spec.id == EMBEDDED_ID else None
     if embedded is None:
-        return _checked(_hub_folder(spec), spec)
+        return _checked(hub_folder(spec.id, spec.revision), spec)
     try:
         return _checked(embedded, spec)
     except ConfigError as mismatch:
         # The card may pin another revision than the package carries; the hub's cache may have it.
         try:
-            return _checked(_hub_folder(spec), spec)
+            return _checked(hub_folder(spec.id, spec.revision), spec)
         except ConfigError:
             raise mismatch from None
 
@@ -194,24 +194,43 @@ def _checked(folder: Path, spec: BaseSpec) -> BaseModelFiles:
     return BaseModelFiles(folder, spec)
 
 
-def _hub_folder(spec: BaseSpec) -> Path:
-    from huggingface_hub import snapshot_download
+def hub_folder(id: str, revision: str) -> Path:
+    """A base model's folder in the hub's cache; with `FEDPROFILE_ALLOW_HUB=1` it is downloaded where it is not there.
+
+    Args:
+        id: The public id.
+        revision: A branch, a tag or a commit.
+
+    Returns:
+        The folder, whose content nobody has checked yet.
+
+    Raises:
+        ConfigError: It is not there.
+    """
+    from huggingface_hub import constants, snapshot_download
 
     allowed = os.environ.get("FEDPROFILE_ALLOW_HUB") == "1"
     try:
         return Path(
             snapshot_download(
-                spec.id,
-                revision=spec.revision,
+                id,
+                revision=revision,
                 allow_patterns=[WEIGHTS, SHARDS, "model-*-of-*.safetensors", CONFIG, *TOKENIZER_FILES],
                 local_files_only=not allowed,
             )
         )
     except Exception as error:  # Offline, no such model, no permission: for the user it is one situation.
-        tried = "the model hub" if allowed else "the model hub's cache on this machine"
+        if not allowed:
+            what = "in the model hub's cache on this machine"
+            mend = "set FEDPROFILE_ALLOW_HUB=1 to let it be downloaded"
+        elif constants.HF_HUB_OFFLINE:
+            what = "in the model hub's cache on this machine, and HF_HUB_OFFLINE forbids to download it"
+            mend = "unset HF_HUB_OFFLINE"
+        else:
+            what, mend = "to be had from the model hub", "look at the id, the revision, your access and the network"
         raise ConfigError(
-            f"base model {spec.id} at revision {spec.revision} is not in {tried} ({type(error).__name__}); "
-            "give a local folder with its files, or set FEDPROFILE_ALLOW_HUB=1 to let it be downloaded."
+            f"base model {id} at revision {revision} is not {what} ({type(error).__name__}); give a local folder with "
+            f"its files, or {mend}."
         ) from error
 
 

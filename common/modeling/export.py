@@ -167,7 +167,7 @@ def _write(model: ProfileModel, folder: Path, rounds: int, tenants: Sequence[Ten
 
 
 def head_description(model: ProfileModel) -> dict[str, Any]:
-    """The content of `head.json`; the head's inputs are the pooled text, then `numeric`, `categorical`, `crosses`."""
+    """The content of `head.json`; the head's inputs are the pooled text, then those of the columns in this order."""
     card = model.card
     return {
         "format": FORMAT,
@@ -190,6 +190,9 @@ def head_description(model: ProfileModel) -> dict[str, Any]:
             feature.name: feature.model_dump(mode="json", exclude={"name"}) for feature in card.features.numeric
         },
         "categorical": {feature.name: list(feature.values) for feature in card.features.categorical},
+        "vectors": {
+            feature.name: feature.model_dump(mode="json", exclude={"name"}) for feature in card.features.vectors
+        },
         "crosses": [[cross.numeric, cross.categorical] for cross in card.features.crosses],
     }
 

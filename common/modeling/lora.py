@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedprofile.common.errors import ConfigError
+from fedprofile.common.modeling.families import usual_targets
 from fedprofile.common.modeling.hollow import layer_list
 
 ADAPTER = "default"
@@ -32,6 +33,7 @@ def add_lora(
     *,
     rank: int,
     alpha: float,
+    scaling: Literal["lora", "rslora"],
     targets: Sequence[str],
     top_layers: int,
     train: Literal["AB", "B"],
@@ -45,6 +47,7 @@ def add_lora(
         model: A bare encoder or decoder; changed in place.
         rank: Of the two factors.
         alpha: The factors' product is multiplied by alpha / rank.
+        scaling: With "rslora" by alpha / sqrt(rank) instead.
         targets: Names of linear modules within a layer, such as `query`.
         top_layers: How many layers, counted from the top.
         train: Both factors, or B alone with A frozen.
@@ -60,11 +63,12 @@ def add_lora(
     """
     name, layers = layer_list(model)
     places = list(range(len(layers) - top_layers, len(layers)))
-    targeted = _targeted(layers, places, targets)
+    targeted = _targeted(layers, places, targets, str(model.config.model_type))
     config = LoraConfig(
         task_type=TaskType.FEATURE_EXTRACTION,
         r=rank,
         lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
+        use_rslora=scaling == "rslora",
         lora_dropout=0.0,
         target_modules=sorted(targets),
         layers_to_transform=places,
@@ -77,7 +81,7 @@ def add_lora(
         adapted = get_peft_model(model, config)
     adapted.peft_config[ADAPTER].base_model_name_or_path = base_id
     adapted.peft_config[ADAPTER].revision = revision
-    found = sum(isinstance(module, LoraLayer) for module in adapted.modules())
+    found = len(lora_layers(adapted))
     if found != len(targeted):
         raise ConfigError(f"adapter.targets: PEFT adapted {found} modules, not those of the top {top_layers} layers.")
     for parameter_name, parameter in adapted.named_parameters():
@@ -87,6 +91,11 @@ def add_lora(
                 parameter.copy_(torch.from_numpy(start))
             parameter.requires_grad_(train == "AB")
     return adapted
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """The adapted modules of a model, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def wire_name(parameter_name: str) -> str:
@@ -135,7 +144,7 @@ def audit_trainables(model: nn.Module) -> None:
             seen.add(id(parameter))
 
 
-def _targeted(layers: nn.ModuleList, places: Sequence[int], targets: Sequence[str]) -> list[nn.Module]:
+def _targeted(layers: nn.ModuleList, places: Sequence[int], targets: Sequence[str], family: str) -> list[nn.Module]:
     """The modules to adapt; every target must be in every layer."""
     found: list[nn.Module] = []
     for place in places:
@@ -146,7 +155,12 @@ def _targeted(layers: nn.ModuleList, places: Sequence[int], targets: Sequence[st
             matched = [module for name, module in linear.items() if name == target or name.endswith(f".{target}")]
             if not matched:
                 known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-                raise ConfigError(f"adapter.targets: layer {place} has no linear module '{target}'; it has {known}.")
+                usual = usual_targets(family)
+                advice = f"; usual for it: {', '.join(usual)}" if usual else ""
+                raise ConfigError(
+                    f"adapter.targets: layer {place} has no linear module '{target}'; a base model of type {family} "
+                    f"has {known}{advice}."
+                )
             found.extend(matched)
     if len({id(module) for module in found}) < len(found):
         raise ConfigError("adapter.targets: two targets name the same module.")

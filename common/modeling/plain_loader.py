@@ -19,6 +19,14 @@ def numeric(value: float | None, low: float, high: float, scale: str, unit: floa
     return [0.0 if value is None else float(np.interp(ends[-1], ends[:-1], hat)) for hat in hats]
 
 
+def vector(value: list[float] | None, width: int, low: float, high: float, norm: float | None) -> list[float]:
+    if value is None:
+        return [0.0] * width
+    if norm is not None:
+        low, high = -(longest := max(norm, float(np.linalg.norm(value)))), longest
+    return [float(part) for part in np.interp(value, [low, high], [-1, 1])]
+
+
 def main(folder: str, base: str) -> None:
     warnings.filterwarnings("error", ".*missing adapter keys")
     card, head = json.loads(Path(folder, "head.json").read_text()), load_file(f"{folder}/head.safetensors")
@@ -32,6 +40,7 @@ def main(folder: str, base: str) -> None:
         parts = {name: numeric(columns.get(name), **scale) for name, scale in card["numeric"].items()}
         for name, values in card["categorical"].items():
             parts[name] = [float(columns.get(name) == value) for value in values]
+        parts |= {name: vector(columns.get(name), **bounds) for name, bounds in card["vectors"].items()}
         for one, other in card["crosses"]:
             parts[f"{one} x {other}"] = [number * part for part in parts[other] for number in parts[one]]
         extra.append([part for block in parts.values() for part in block])

@@ -95,6 +95,7 @@ class ProfileModel(nn.Module):
                 inner,
                 rank=adapter.rank,
                 alpha=adapter.alpha,
+                scaling=adapter.scaling,
                 targets=adapter.targets,
                 top_layers=adapter.top_layers,
                 train=adapter.train,

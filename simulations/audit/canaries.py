@@ -91,6 +91,9 @@ def _row(card: FederationCard, number: int, high: bool, columns: int, draw: np.r
         # What is missing has no gradient, so that all of it goes to the canary's own values.
         return {COLUMN.format(column): f"{number}" for column in range(columns)}
     row: dict[str, Value] = {feature.name: feature.high if high else feature.low for feature in card.features.numeric}
+    for vector in card.features.vectors:
+        end = (vector.high if high else vector.low) if vector.norm is None else (vector.norm if high else -vector.norm)
+        row[vector.name] = (float(end or 0.0),) * vector.width
     return row | {feature.name: str(draw.choice(feature.values)) for feature in card.features.categorical}
 
 

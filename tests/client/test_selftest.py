@@ -63,6 +63,8 @@ def make(tiny_base: Path, card_data: Callable[..., dict[str, Any]]) -> Make:
         {"adapter": {"train": "B", "text_scale": 0.1}},
         {"adapter": {"top_layers": 2, "rank": 4}},
         {"adapter": {"method": "head"}},
+        {"adapter": {"scaling": "rslora", "rank": 4}},
+        {"adapter": {"targets": ["dense", "query"]}},  # "dense" names three modules of a layer
         {"task": {"kind": "multiclass", "labels": ["a", "b", "c"]}, "features": {"numeric": [], "categorical": []}},
     ],
 )

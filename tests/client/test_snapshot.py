@@ -60,13 +60,14 @@ def _source(folder: Path, card: FederationCard, tenant: TenantFile | None = None
 
 _values = st.dictionaries(st.sampled_from("abc"), st.text(max_size=5) | st.none(), max_size=3)
 _numbers = st.dictionaries(st.sampled_from("de"), st.floats(allow_nan=False) | st.none(), max_size=2)
-_rows = st.builds(lambda one, other: {**one, **other}, _values, _numbers)
+_vectors = st.dictionaries(st.just("f"), st.tuples(st.floats(-1, 1), st.floats(-1, 1)) | st.none(), max_size=1)
+_rows = st.builds(lambda one, two, three: {**one, **two, **three}, _values, _numbers, _vectors)
 
 
 @st.composite
 def _examples(draw: st.DrawFn) -> list[Example]:
     """Histories share their events, and of one table all rows have the same columns, as when a source is read."""
-    columns = draw(st.sets(st.sampled_from("abcde")))
+    columns = draw(st.sets(st.sampled_from("abcdef")))
 
     def row() -> dict[str, Any]:
         drawn = draw(_rows)

@@ -114,7 +114,15 @@ def test_a_cohort_is_its_tenants(family: str, make_family: MakeFamily, make_mode
 
 
 @pytest.mark.parametrize(
-    "adapter", [{"train": "B"}, {"method": "head"}, {"top_layers": 3, "rank": 3}, {"pooling": "last"}]
+    "adapter",
+    [
+        {"train": "B"},
+        {"method": "head"},
+        {"top_layers": 3, "rank": 3},
+        {"pooling": "last"},
+        {"scaling": "rslora", "rank": 4},
+        {"targets": ["dense"]},
+    ],
 )
 @pytest.mark.parametrize("cached", [True, False])
 def test_also_with_other_adapters_and_without_a_cache(

@@ -1,7 +1,10 @@
 """The base model is the card's or it is refused."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+from fedprofile.common.card import load_card
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.modeling.base import (
     EMBEDDED_ID,
@@ -115,7 +119,51 @@ def test_a_shard_outside_the_folder_is_refused(copy_of_base: Path) -> None:
         hash_base(copy_of_base, "x/y")
 
 
-def test_a_base_that_is_nowhere_says_what_to_do(tiny_base: Path, tmp_path: Path) -> None:
+HUB = "import sys\nfrom fedprofile.server.cli import main\nsys.exit(main())"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "is not in the model hub's cache on this machine (LocalEntryNotFoundError); give a local folder with its "
+             "files, or set FEDPROFILE_ALLOW_HUB=1 to let it be downloaded."),
+        ({"FEDPROFILE_ALLOW_HUB": "1", "HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids to download it ("),
+        # No network: a port of this machine that nobody listens at.
+        ({"FEDPROFILE_ALLOW_HUB": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}, "is not to be had from the model hub ("),
+    ],
+)  # fmt: skip
+def test_a_hub_id_that_cannot_be_had_is_one_sentence(
+    environment: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    """Through the operator's command; tenants come to the same function by their card."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "FEDPROFILE_"))}
+    command = [sys.executable, "-c", HUB, "init", str(tmp_path / "server"), "--base-id", "example/none"]
+    ran = subprocess.run(
+        command,
+        env={**kept, "HF_HOME": str(tmp_path / "hub"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert expected in ran.stderr and "give a local folder" in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1 and not (tmp_path / "server").exists()
+
+
+def test_a_hub_id_is_found_in_the_hubs_cache(tiny_base: Path, tmp_path: Path) -> None:
+    """As huggingface_hub lays it out: what one process has downloaded, another one finds without a network."""
+    cache = tmp_path / "hub" / "hub" / "models--example--tiny"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(tiny_base, cache / "snapshots" / ("0" * 40))
+    command = [sys.executable, "-c", HUB, "init", str(tmp_path / "server"), "--base-id", "example/tiny"]
+    subprocess.run(command, env={**os.environ, "HF_HOME": str(tmp_path / "hub")}, check=True, capture_output=True)
+    card = load_card(tmp_path / "server" / "federation.toml")
+    assert card.base == hash_base(tiny_base, "example/tiny", "main")
+    assert card.adapter.targets == ("query", "value") and card.adapter.pooling == "mean"
+
+
+def test_a_card_whose_base_is_nowhere_says_what_to_do(tiny_base: Path) -> None:
     spec = hash_base(tiny_base, "example/there-is-no-such-model")
     with pytest.raises(ConfigError, match="FEDPROFILE_ALLOW_HUB=1"):
         resolve_base(spec)

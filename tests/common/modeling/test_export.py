@@ -32,13 +32,17 @@ FEATURES = {
         {"name": "price", "low": 1, "high": 1000, "scale": "log", "unit": 3.0, "knots": [5, 20, 90]},
     ],
     "categorical": [{"name": "device", "values": ["phone", "desk"]}],
+    "vectors": [
+        {"name": "photo", "width": 2, "low": -1, "high": 3},
+        {"name": "item", "width": 3, "norm": 2.0},
+    ],
     "crosses": [{"numeric": "price", "categorical": "device"}],
 }
 COLUMNS: list[dict[str, Value]] = [
-    {"visits": 3.0, "price": 17.5, "device": "desk"},
+    {"visits": 3.0, "price": 17.5, "device": "desk", "photo": (0.5, 9.0), "item": (0.1, 0.2, -0.3)},
     {"visits": None, "price": 5000.0, "device": "tablet"},
     {"visits": -4.0, "price": None, "device": None},
-    {"price": 90.0, "device": "phone"},
+    {"price": 90.0, "device": "phone", "item": (3.0, -4.0, 12.0)},
 ]
 TEXTS = ["w1 w2 w3 viewed shoes", "w4", "", "searched books ; bought games ; viewed w9 w10 w11 w12 in a visitor"]
 
@@ -59,6 +63,7 @@ def _records(model: ProfileModel, texts: Sequence[str]) -> EncodedRecords:
     [
         {"text_scale": 0.3, "top_layers": 2, "train": "B"},
         {"method": "head", "text_scale": 1.7, "pooling": "last"},
+        {"scaling": "rslora", "rank": 4, "train": "AB"},
     ],
 )
 def test_a_fresh_process_agrees(

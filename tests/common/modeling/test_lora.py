@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.modeling_fixtures import FAMILIES, MakeFamily, MakeFamilyFolder
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedprofile.common.errors import ConfigError
+from fedprofile.common.modeling.families import usual
 from fedprofile.common.modeling.lora import audit_trainables, initial_a
 from fedprofile.common.modeling.profile_model import ProfileModel
 
@@ -56,8 +58,30 @@ def test_only_the_top_layers_are_adapted(make_model: MakeModel) -> None:
 
 
 def test_an_unknown_target_names_those_that_exist(make_model: MakeModel) -> None:
-    with pytest.raises(ConfigError, match=r"no linear module 'q_proj'; it has dense, key, query, value"):
+    expected = r"'q_proj'; a base model of type bert has dense, key, query, value; usual for it: query, value\."
+    with pytest.raises(ConfigError, match=expected):
         make_model(adapter={"targets": ["query", "q_proj"]})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_usual_targets_fit_each_family_and_no_other_is_taken(
+    family: str, make_model: MakeModel, make_family_folder: MakeFamilyFolder, make_family: MakeFamily
+) -> None:
+    folder, fixture = make_family_folder(family)
+    known = usual(folder)
+    assert list(known.targets) == fixture["targets"] and known.pooling == fixture["pooling"]
+    base, adapter = make_family(family)
+    make_model(base, adapter=adapter | {"targets": known.targets, "pooling": known.pooling})
+    wrong = ["query_key"] if "query" in known.targets else ["query", "value"]
+    with pytest.raises(ConfigError, match=rf"adapter\.targets: .*usual for it: {', '.join(known.targets)}\."):
+        make_model(base, adapter=adapter | {"targets": wrong})
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "t5"}', '{"model_type": "vit"}', "{}", "[]", "{"])
+def test_nothing_is_usual_for_what_is_no_plain_encoder_or_decoder(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ConfigError, match=r"nothing is known of|cannot be read as"):
+        usual(tmp_path)
 
 
 def test_a_target_named_twice_is_refused(make_model: MakeModel) -> None:
