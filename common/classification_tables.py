@@ -4,10 +4,12 @@ binary       group x label x 10 bins of the positive label's score
 multiclass   group x label x {wrong, right}, then predicted counts by label; half of the weight each
 """
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprofile.common.estimates import Metrics, Table, enough, estimated, weighted_mean
+from fedprofile.common.estimates import Measure, Metrics, Table, enough, estimated, weighted_mean
 from fedprofile.common.tasks import BinaryTask, Labels, MulticlassTask
 
 SCORE_BINS = 10
@@ -31,12 +33,24 @@ def binary_metrics(task: BinaryTask, table: Table, noise_variance: float) -> Met
     names = task.group.all_values if task.group is not None else ()
     cells = table.reshape(task.groups, 2, SCORE_BINS)
     metrics: Metrics = {}
-    for metric, measure in (("auc", _auc), ("accuracy", _accuracy)):
+    measures: dict[str, Measure] = {"auc": _auc, "accuracy": _accuracy}
+    if task.false_positive_rate is not None:
+        measures[recall_name(task.false_positive_rate)] = partial(_recall_at, task.false_positive_rate)
+    for metric, measure in measures.items():
         # Cells that are summed over groups carry the noise of all of them.
         metrics[metric] = estimated(cells.sum(axis=0), measure, task.groups * noise_variance, share=1.0)
         for name, block in zip(names, cells, strict=False):
             metrics[f"{metric}:{name}"] = estimated(block, measure, noise_variance, share=1.0)
     return metrics
+
+
+def recall_name(rate: float) -> str:
+    """What recall at a false-positive rate is called.
+
+    >>> recall_name(0.05)
+    'recall_at_fpr_0.05'
+    """
+    return f"recall_at_fpr_{rate:g}"
 
 
 def multiclass_size(task: MulticlassTask) -> int:
@@ -88,4 +102,32 @@ def _auc(block: Table, noise_variance: float) -> tuple[float, Table, bool]:
     of_negative = above / (negatives * positives) - value / negatives
     of_positive = below / (negatives * positives) - value / positives
     says = all(enough(float(total), SCORE_BINS, noise_variance) for total in (negatives, positives))
+    return float(value), np.stack([of_negative, of_positive]), says
+
+
+def _recall_at(rate: float, block: Table, noise_variance: float) -> tuple[float, Table, bool]:
+    """The share of positives above the threshold that `rate` of the negatives are above.
+
+    Within a bin the ROC curve is a straight line, as if scores were spread evenly in it; so where nearly all negatives
+    are in one bin, as with rare positives, the number says little of the model's order within that bin. The threshold
+    lies in the first bin from the top at which so many negatives are reached.
+    """
+    negative, positive = block
+    negatives, positives = np.float64(negative.sum()), np.float64(positive.sum())
+    wanted = rate * negatives
+    reached = np.flatnonzero(np.cumsum(negative[::-1]) >= wanted)
+    if not len(reached):
+        return np.nan, np.zeros(block.shape), False
+    place = SCORE_BINS - 1 - int(reached[0])
+    above = np.arange(SCORE_BINS) > place
+    # How much of the threshold's bin lies above the threshold.
+    part = (wanted - negative[above].sum()) / negative[place]
+    weights = np.where(above, 1.0, 0.0)
+    weights[place] = part
+    value = (positive * weights).sum() / positives
+    share = positive[place] / (positives * negative[place])
+    of_negative = share * (rate - weights)
+    of_positive = (weights - value) / positives
+    # The negatives that are let through must stand out of the noise, not all of them.
+    says = all(enough(float(total), SCORE_BINS, noise_variance) for total in (wanted, positives))
     return float(value), np.stack([of_negative, of_positive]), says

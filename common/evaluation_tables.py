@@ -101,7 +101,8 @@ def metrics_from_table(table: Table, noise_variance: float, task: TaskSpec) -> M
     Returns:
         None where there are too few users to say, else a number with its interval:
 
-            binary       "auc", "accuracy"
+            binary       "auc", "accuracy", and "recall_at_fpr_RATE" where the card names a false-positive rate; a
+                         group's is at that rate of its own negatives
             multiclass   "accuracy", and "recall:LABEL" of each label
             regression   "mean_absolute_error" and "root_mean_squared_error", from the bins' middles
 

@@ -6,12 +6,13 @@ are 1, 3 and 5 wide, so that where all errors are a few hundredths of the range,
 """
 
 import math
+from dataclasses import astuple
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprofile.common.estimates import Metrics, Table, estimated, weighted_mean
+from fedprofile.common.estimates import Interval, Metrics, Table, estimated, weighted_mean
 from fedprofile.common.tasks import Labels, RegressionTask
 
 ERROR_BINS = 10
@@ -38,16 +39,14 @@ def regression_metrics(task: RegressionTask, table: Table, noise_variance: float
     names = task.group.all_values if task.group is not None else ()
     cells = table.reshape(task.groups, ERROR_BINS)
     metrics: Metrics = {}
-    for metric, measure in (("mean_absolute_error", weighted_mean), ("root_mean_squared_error", _root_mean_square)):
-        of = partial(measure, task.width * MIDDLES)
-        whole = task.groups * noise_variance
-        metrics[metric] = estimated(cells.sum(axis=0), of, whole, share=1.0, highest=task.width)
-        for name, block in zip(names, cells, strict=False):
-            metrics[f"{metric}:{name}"] = estimated(block, of, noise_variance, share=1.0, highest=task.width)
+    blocks = {"": (cells.sum(axis=0), task.groups * noise_variance)}
+    blocks |= {f":{name}": (block, noise_variance) for name, block in zip(names, cells, strict=False)}
+    for suffix, (block, variance) in blocks.items():
+        errors = task.width * MIDDLES
+        mean = partial(weighted_mean, errors)
+        square = partial(weighted_mean, errors**2)
+        metrics[f"mean_absolute_error{suffix}"] = estimated(block, mean, variance, share=1.0, highest=task.width)
+        found = estimated(block, square, variance, share=1.0, highest=task.width**2)
+        # The interval of the mean square, end by end: its root is far from linear where noise is large.
+        metrics[f"root_mean_squared_error{suffix}"] = found and Interval(*map(math.sqrt, astuple(found)))
     return metrics
-
-
-def _root_mean_square(errors: Table, block: Table, noise_variance: float) -> tuple[float, Table, bool]:
-    square, gradient, says = weighted_mean(errors**2, block, noise_variance)
-    root = math.sqrt(square) if square > 0 else math.nan
-    return root, gradient / (2 * root), says

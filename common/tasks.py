@@ -136,6 +136,8 @@ class BinaryTask(LabelsTask):
     """One of two labels, of which the second is the positive one."""
 
     kind: Literal["binary"]
+    false_positive_rate: float | None = Field(default=None, gt=0, lt=1)
+    """For alarms: the share of negatives that may be called positive. Recall at this rate is then reported as well."""
 
     @model_validator(mode="after")
     def _labels_are_two(self) -> Self:

@@ -43,6 +43,7 @@ max_update_norm = 10.0
 [task]
 kind = "binary"                    # or "multiclass", with any number of labels
 labels = ["no", "yes"]             # in order; the second is the positive one
+# false_positive_rate = 0.05       # for alarms: recall at this share of false alarms is reported as well
 # A number instead: kind = "regression", target = "rating", and its public range low = 1, high = 5, to which it is
 # clipped. loss = "huber" is for targets with errors far from the others.
 

@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_auc_score, root_mean_squared_error
+from sklearn.metrics import (
+    accuracy_score,
+    log_loss,
+    mean_absolute_error,
+    roc_auc_score,
+    roc_curve,
+    root_mean_squared_error,
+)
 
 from fedprofile.common.card import FederationCard
+from fedprofile.common.classification_tables import recall_name
 from fedprofile.common.errors import ConfigError
-from fedprofile.common.tasks import Labels, RegressionTask, TaskSpec
+from fedprofile.common.tasks import BinaryTask, Labels, RegressionTask, TaskSpec
 from fedprofile.simulations.arms import ArmResult
 from fedprofile.simulations.experiment import Cell
 from fedprofile.simulations.federation import SimulatedTenant
@@ -53,12 +61,23 @@ def exact_metrics(scores: NDArray[np.floating], labels: Labels, task: TaskSpec) 
         task: The card's.
 
     Returns:
-        Accuracy, log loss and, for two labels, the area under the ROC curve; for a regression the mean absolute and
+        Accuracy, log loss and, for two labels, the area under the ROC curve, and recall at the card's false-positive
+        rate where it names one; for a regression the mean absolute and
         the root mean squared error, of targets clipped to the range. None where they have no meaning.
     """
     if isinstance(task, RegressionTask):
         return {"records": len(labels), **_errors(task.in_unit(scores[:, 0]), task.in_unit(labels))}
-    return {"records": len(labels), **_classified(scores, labels)}
+    found = _classified(scores, labels)
+    if isinstance(task, BinaryTask) and task.false_positive_rate is not None:
+        found[recall_name(task.false_positive_rate)] = _recall_at(task.false_positive_rate, scores[:, 1], labels)
+    return {"records": len(labels), **found}
+
+
+def _recall_at(rate: float, scores: NDArray[np.floating], labels: Labels) -> float | None:
+    if len(np.unique(labels)) < 2:
+        return None
+    false_positives, true_positives, _ = roc_curve(labels, scores)
+    return float(np.interp(rate, false_positives, true_positives))
 
 
 def _errors(predicted: NDArray[np.float64], target: NDArray[np.float64]) -> dict[str, float | None]:

@@ -18,7 +18,10 @@ def _card(card_data: Callable[..., dict[str, Any]], task: dict[str, Any]) -> Fed
     return validate({**card_data(), "task": task}, FederationCard, "federation.toml")
 
 
-@pytest.mark.parametrize("task", [RATING, {**RATING, "loss": "huber", "huber_delta": 0.2}])
+FRAUD = {"kind": "binary", "labels": ["no", "fraud"], "false_positive_rate": 0.05}
+
+
+@pytest.mark.parametrize("task", [FRAUD, RATING, {**RATING, "loss": "huber", "huber_delta": 0.2}])
 def test_a_card_of_each_kind_survives_its_canonical_form(
     task: dict[str, Any], card_data: Callable[..., dict[str, Any]]
 ) -> None:
@@ -37,6 +40,8 @@ def test_a_card_of_each_kind_survives_its_canonical_form(
         ({**RATING, "huber_delta": 0}, "huber_delta"),
         ({**RATING, "loss": "absolute"}, "loss"),
         ({"kind": "binary", "labels": ["no", "yes"], "low": 0}, "low"),
+        ({**FRAUD, "false_positive_rate": 1.0}, "false_positive_rate"),
+        ({**RATING, "false_positive_rate": 0.1}, "false_positive_rate"),
         ({"kind": "clustering"}, "kind"),
     ],
 )
