@@ -26,6 +26,7 @@ from fedprofile.simulations.experiment import Cell
 from fedprofile.simulations.federation import SimulatedTenant
 from fedprofile.simulations.people import Part, personal_losses
 from fedprofile.simulations.predictions import GROUP_PREFIX, GroupThresholds
+from fedprofile.simulations.small_counts import safe_count, safe_counts
 from fedprofile.simulations.tenants import TenantExamples, people_at_several
 from fedprofile.simulations.thresholds import fit_thresholds
 
@@ -160,7 +161,10 @@ def thresholds(prepared: PreparedCell, result: ArmResult) -> dict[str, Any] | No
 
 
 def people(prepared: PreparedCell, result: ArmResult) -> list[dict[str, Any]]:
-    """What those have lost who are at several tenants, the largest loss first for each number of tenants."""
+    """What those have lost who are at several tenants, the largest loss first for each number of tenants.
+
+    How many they are is left out where they are few.
+    """
     if not result.released or prepared.everybody is not None:
         return []
     places: dict[int, dict[str, Part]] = {
@@ -178,11 +182,13 @@ def people(prepared: PreparedCell, result: ArmResult) -> list[dict[str, Any]]:
             len(loss.tenants), {"tenants": len(loss.tenants), "people": 0, "loss": loss.loss.as_dict()}
         )
         here["people"] += loss.people
+    for here in found.values():
+        here["people"] = safe_count(here["people"])
     return list(found.values())
 
 
 def picture(prepared: PreparedCell) -> dict[str, Any]:
-    """How many users of each label and each group value are at each tenant.
+    """How many users of each label and each group value are at each tenant, without small counts.
 
     A user's label is that of the first row; of a regression, the quarter of the range that it lies in.
     """
@@ -195,4 +201,4 @@ def picture(prepared: PreparedCell) -> dict[str, Any]:
         for values in tenant.groups.values():
             for name, value in values.items():
                 groups.setdefault(name, {}).setdefault(tenant.name, Counter())[value] += 1
-    return {"labels": labels, "groups": groups}
+    return {"labels": safe_counts(labels), "groups": {name: safe_counts(found) for name, found in groups.items()}}

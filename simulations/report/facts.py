@@ -6,9 +6,6 @@ from dataclasses import dataclass, field
 
 from fedprofile.common.accounting import PrivacyLoss
 
-SMALLEST_COUNT = 20
-"""A count of fewer people is not shown."""
-
 
 @dataclass(frozen=True)
 class PartitionPicture:
@@ -16,13 +13,13 @@ class PartitionPicture:
 
     Args:
         name: The partition, as in the results.
-        labels: Tenant -> label -> users.
-        groups: Group column -> tenant -> value -> users.
+        labels: Tenant -> label -> users; None where the count is left out.
+        groups: Group column -> tenant -> value -> users; None likewise.
     """
 
     name: str
-    labels: Mapping[str, Mapping[str, int]]
-    groups: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    labels: Mapping[str, Mapping[str, int | None]]
+    groups: Mapping[str, Mapping[str, Mapping[str, int | None]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,13 +57,13 @@ class Composed:
     Args:
         asked: The cell's epsilon.
         tenants: At how many each of these people is.
-        people: How many they are.
+        people: How many they are; None where that is left out.
         loss: The largest that is composed for one of them.
     """
 
     asked: float
     tenants: int
-    people: int
+    people: int | None
     loss: PrivacyLoss
 
 

@@ -1,23 +1,17 @@
-"""How users, their labels and their groups are spread over tenants, without small counts.
-
-A count under 20 is not shown. Where it is the only one of its tenant that is not, the tenant's smallest other count is
-not shown either: the tenant's total is known from another table, and what is missing would follow from it.
-"""
+"""How users, their labels and their groups are spread over tenants, without small counts."""
 
 from collections.abc import Mapping
 
 from fedprofile.simulations.report.charts import CATEGORIES, HIDDEN, Drawn, stacked
 from fedprofile.simulations.report.document import Figure, Section, Table
 from fedprofile.simulations.report.drawing import SERIES
-from fedprofile.simulations.report.facts import SMALLEST_COUNT, PartitionPicture, ReportFacts
+from fedprofile.simulations.report.facts import PartitionPicture, ReportFacts
 from fedprofile.simulations.report.results import printable
+from fedprofile.simulations.small_counts import SMALLEST_COUNT, Counts, safe_counts
 
 PARTS = len(SERIES)
 """Labels or values of one figure; more are drawn as the most frequent ones and the rest."""
 REST = "all others"
-
-Counts = dict[str, dict[str, int | None]]
-"""Tenant -> part -> users; None where it is not to be shown."""
 
 
 def partition_section(facts: ReportFacts) -> Section | None:
@@ -36,28 +30,6 @@ def partition_section(facts: ReportFacts) -> Section | None:
     return Section("partition", "How people are spread over tenants", (note,), figures=tuple(figures), epsilons=False)
 
 
-def safe_counts(counts: Mapping[str, Mapping[str, int]]) -> Counts:
-    """Counts that may be shown.
-
-    Args:
-        counts: Tenant -> part -> users.
-
-    Returns:
-        The same with None for a count that is small, and for one from which it would follow. A part that a tenant does
-        not have counts as 0, which is small.
-    """
-    parts = dict.fromkeys(printable(part) for found in counts.values() for part in found)
-    safe: Counts = {}
-    for tenant, found in counts.items():
-        clean = {printable(part): count for part, count in found.items()}
-        shown = {part: count if (count := clean.get(part, 0)) >= SMALLEST_COUNT else None for part in parts}
-        known = [(count, part) for part, count in shown.items() if count is not None]
-        if len(shown) - len(known) == 1 and known:
-            shown[min(known)[1]] = None
-        safe[printable(tenant)] = shown
-    return safe
-
-
 def _figures(picture: PartitionPicture, number: int, several: bool) -> list[Figure]:
     where = f", partition '{printable(picture.name)}'" if several else ""
     found = [_figure(picture.labels, f"Labels of each tenant's users{where}", "label", f"partition-{number}")]
@@ -67,8 +39,10 @@ def _figures(picture: PartitionPicture, number: int, several: bool) -> list[Figu
     return [figure for figure in found if figure is not None]
 
 
-def _figure(counts: Mapping[str, Mapping[str, int]], title: str, what: str, key: str) -> Figure | None:
-    safe = safe_counts(counts)
+def _figure(counts: Mapping[str, Mapping[str, int | None]], title: str, what: str, key: str) -> Figure | None:
+    safe = safe_counts(
+        {printable(tenant): {printable(part): n for part, n in found.items()} for tenant, found in counts.items()}
+    )
     if not safe:
         return None
     tenants = sorted(safe, key=lambda tenant: -_shown(safe[tenant]))

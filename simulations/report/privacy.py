@@ -7,9 +7,10 @@ from statistics import median
 from fedprofile.simulations.report.charts import Drawn, Series, dots
 from fedprofile.simulations.report.document import Figure, Section, Table
 from fedprofile.simulations.report.estimates import Estimate, epsilon_text, number
-from fedprofile.simulations.report.facts import SMALLEST_COUNT, AuditRow, Composed, MembershipRow, ReportFacts, Spent
+from fedprofile.simulations.report.facts import AuditRow, Composed, MembershipRow, ReportFacts, Spent
 from fedprofile.simulations.report.results import SUPPRESSED, printable
 from fedprofile.simulations.report.tables import NOTHING
+from fedprofile.simulations.small_counts import safe_count
 
 FAILS, HOLDS = "FAILS", "holds"
 
@@ -90,13 +91,18 @@ def _composed(composed: Iterable[Composed]) -> Table | None:
         (
             epsilon_text(entry.asked),
             str(entry.tenants),
-            SUPPRESSED if entry.people < SMALLEST_COUNT else str(entry.people),
+            _count(entry.people),
             str(entry.loss),
         )
         for entry in composed
     )
     header = ("epsilon asked for", "at how many tenants", "people", "most for one of them")
     return Table("Epsilon of people at several tenants, composed", header, rows) if rows else None
+
+
+def _count(people: int | None) -> str:
+    shown = safe_count(people)
+    return SUPPRESSED if shown is None else str(shown)
 
 
 def _audit_row(row: AuditRow) -> tuple[str, ...]:
@@ -133,7 +139,7 @@ def _membership(rows: tuple[MembershipRow, ...]) -> Iterable[Table]:
         (
             printable(row.attack),
             epsilon_text(row.asked),
-            *(SUPPRESSED if people < SMALLEST_COUNT else str(people) for people in (row.members, row.others)),
+            *map(_count, (row.members, row.others)),
             Estimate(*row.auc).text(),
             Estimate(*row.found).text(),
         )

@@ -71,7 +71,14 @@ def test_people_at_several_tenants_are_told_what_they_lose_in_all(
     [cell] = [json.loads(file.read_text()) for file in (tmp_path / "out" / "cells").glob("*.json")]
     largest = max(tenant["spent"]["epsilon"] for tenant in cell["tenants"])
     by_tenants = {each["tenants"]: each for each in cell["people"]}
-    assert min(by_tenants) >= 2 and max(by_tenants) <= 5 and sum(each["people"] for each in cell["people"]) > 50
+    assert min(by_tenants) >= 2 and max(by_tenants) <= 5 and sum(each["people"] or 0 for each in cell["people"]) > 50
+    counts = [
+        n
+        for of in [cell["picture"]["labels"], *cell["picture"]["groups"].values()]
+        for t in of.values()
+        for n in t.values()
+    ]
+    assert None in counts and min(count for count in counts if count is not None) >= 20
     composed = {count: each["loss"]["epsilon"] for count, each in by_tenants.items()}
     for count, epsilon in composed.items():
         # Composed events cost more than one tenant's, and less than the sum of all.

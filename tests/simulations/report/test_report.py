@@ -15,9 +15,8 @@ from tests.simulations.report.synthetic import PROMISE, SECRET, SECRET_USERS, Sy
 from fedprofile.common.errors import DataError
 from fedprofile.simulations.report import PartitionPicture, write_report
 from fedprofile.simulations.report.drawing import INK, MUTED, PAPER, RULE, SERIES
-from fedprofile.simulations.report.facts import SMALLEST_COUNT
-from fedprofile.simulations.report.partitions import safe_counts
 from fedprofile.simulations.report.results import COLUMNS, Results
+from fedprofile.simulations.small_counts import SMALLEST_COUNT, safe_counts
 
 HOSTILE = "<script>alert('x')</script> | `b` $\\alpha$ [y](http://example.org) \x07 \u202e"
 VOID = {"meta", "br", "link", "img", "hr", "input"}
