@@ -15,6 +15,7 @@ From the final adapter alone: by how much a candidate's loss is lower than under
 """
 
 import functools
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import Arrays
 from fedprofile.common.modeling.head import summed_loss
 from fedprofile.common.modeling.profile_model import Prefixes, ProfileModel
+from fedprofile.simulations.audit.noise_size import Residual, is_readable, residual
 from fedprofile.simulations.audit.observed import Observed
 from fedprofile.simulations.stacked_adapters import StackedAdapters
 
@@ -32,6 +34,19 @@ RECORDS_AT_ONCE = 64
 
 JITTER = 1e-5
 """Of a kernel's mean diagonal: above its rounding, and where two candidates are alike it could not be solved."""
+
+
+@dataclass(frozen=True)
+class UpdateAttack:
+    """What the updates of every round give away.
+
+    Args:
+        scores: Of each candidate; the higher, the surer.
+        residuals: What no candidate explains, of each round in which it can be read.
+    """
+
+    scores: NDArray[np.float64] = field(repr=False)
+    residuals: tuple[Residual, ...]
 
 
 class Attacker:
@@ -45,7 +60,7 @@ class Attacker:
     def __init__(self, model: ProfileModel, cache: Prefixes | None) -> None:
         self._model, self._cache = model, cache
 
-    def from_updates(self, observed: Observed, tenant: str, candidates: EncodedRecords) -> NDArray[np.float64]:
+    def from_updates(self, observed: Observed, tenant: str, candidates: EncodedRecords) -> UpdateAttack:
         """How much each candidate seems to have taken part, by the updates of every round.
 
         Args:
@@ -54,14 +69,18 @@ class Attacker:
             candidates: Records of the people in question.
 
         Returns:
-            A score for each of `candidates.users`; the higher, the surer.
+            What the updates give away.
         """
         settings = observed.settings[tenant]
-        scores = np.zeros(len(candidates.users))
+        scores, residuals = np.zeros(len(candidates.users)), list[Residual]()
+        steps = self._model.card.training.local_steps
         for number, update in observed.transcript.updates[observed.nodes[tenant]].items():
             gradients = self._user_gradients(observed.transcript.adapters[number], candidates, settings.clip_norm)
-            scores += shares(released_sum(update, settings), gradients, settings)
-        return scores
+            total = released_sum(update, settings)
+            scores += shares(total, gradients, settings)
+            if is_readable(update, settings, steps) and (left := residual(total, gradients, JITTER)) is not None:
+                residuals.append(left)
+        return UpdateAttack(scores, tuple(residuals))
 
     def from_final(self, observed: Observed, candidates: EncodedRecords) -> NDArray[np.float64]:
         """How much better the final adapter knows each candidate than the first one did.
@@ -135,14 +154,11 @@ def shares(
         The estimated share of each candidate, [n].
     """
     kernel, products = (gradients @ gradients.T).astype(np.float64), gradients @ total
-    size, count = len(total), len(kernel)
+    count = len(kernel)
     own = float(np.trace(kernel)) / count
     jitter = JITTER * own * np.eye(count)
-    if size > count:
-        unexplained = float(total @ total - products @ np.linalg.solve(kernel + jitter, products))
-        variance = max(unexplained, 0.0) / (size - count)
-    else:
-        variance = (settings.noise_multiplier * settings.clip_norm) ** 2
+    left = residual(total, gradients, JITTER)
+    variance = (settings.noise_multiplier * settings.clip_norm) ** 2 if left is None else left[0] / left[1]
     # A candidate is in the sum with probability q/2, one half for its coin.
     rate = settings.sample_rate / 2
     ridge = variance / (rate * (1 - rate)) * np.eye(count)

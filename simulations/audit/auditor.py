@@ -14,6 +14,7 @@ from fedprofile.simulations.audit.attack import Attacker
 from fedprofile.simulations.audit.canaries import audited_card, fair_coins, joined, make_canaries, planted
 from fedprofile.simulations.audit.findings import Finding, guess
 from fedprofile.simulations.audit.membership import membership
+from fedprofile.simulations.audit.noise_size import read_noise
 from fedprofile.simulations.audit.observed import Observed, run_observed
 from fedprofile.simulations.audit.spec import Audit
 from fedprofile.simulations.cells import fewer, read_scenario, usable_device
@@ -121,9 +122,13 @@ class Auditor:
         error = (1 - self._audit.confidence) / len(self._audit.tenants)
         guesses = [
             guess(scores[: spec.count], plant.included, spec, error=error, delta=claim.delta)
-            for scores in (by_updates, by_final)
+            for scores in (by_updates.scores, by_final)
         ]
-        people = [membership(scores[spec.count : last], scores[last:], seed) for scores in (by_updates, by_final)]
+        people = [
+            membership(scores[spec.count : last], scores[last:], seed) for scores in (by_updates.scores, by_final)
+        ]
+        private = not math.isinf(epsilon)
+        noise = read_noise(by_updates.residuals, observed.deviations[tenant.name], 1 - error) if private else None
         return Finding(
             epsilon=epsilon,
             tenant=tenant.name,
@@ -131,7 +136,8 @@ class Auditor:
             included=int(plant.included.sum()),
             confidence=1 - error,
             delta=claim.delta,
-            claim=None if math.isinf(epsilon) else claim,
+            claim=claim if private else None,
+            noise=noise,
             updates=guesses[0],
             final=guesses[1],
             members_by_updates=people[0],

@@ -70,7 +70,7 @@ def _tables(findings: list[Finding]) -> Iterator[Table]:
     """Two for each tenant; in both, a line for each attack of each run."""
     for tenant in dict.fromkeys(finding.tenant for finding in findings):
         canaries = Table(
-            *("epsilon", "attack", "canaries", "guesses", "right", "bound", "claim", "bound/claim"),
+            *("epsilon", "attack", "canaries", "guesses", "right", "bound", "claim", "bound/claim", "noise"),
             title=f"Canaries at {tenant}: a lower bound on epsilon beside the ledger's claim",
             box=box.SIMPLE_HEAD,
         )
@@ -96,8 +96,16 @@ def _add(finding: Finding, canaries: Table, people: Table) -> None:
         numbers = f"{finding.canaries}", f"{guesses.guesses}", f"{guesses.right}", f"{guesses.bound:.2f}"
         claim = None if finding.claim is None else finding.claim.epsilon
         claimed = ("none", "") if claim is None else (f"{claim:.2f}", f"{guesses.bound / claim:.2f}")
-        canaries.add_row(*place, *numbers, *claimed)
+        canaries.add_row(*place, *numbers, *claimed, _noise(finding) if name == "updates" else "")
         people.add_row(*place, _shown(found.auc), *map(_shown, found.true_positives.values()))
+
+
+def _noise(finding: Finding) -> str:
+    """What was seen over what is accounted for."""
+    noise = finding.noise
+    if noise is None:
+        return ""
+    return f"{noise.found / noise.claimed:.3f} ({noise.low / noise.claimed:.3f}-{noise.high / noise.claimed:.3f})"
 
 
 def _shown(estimate: Estimate) -> str:

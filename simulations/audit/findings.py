@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.errors import FedprofileError
 from fedprofile.simulations.audit.membership import Membership
+from fedprofile.simulations.audit.noise_size import NoiseReading
 from fedprofile.simulations.audit.one_run import get_eps_audit
 from fedprofile.simulations.audit.spec import CanarySpec
 
@@ -69,6 +70,7 @@ class Finding:
         confidence: Of each bound.
         delta: At which epsilon is bounded.
         claim: What the ledger says was spent; None without DP.
+        noise: How much there is; None without DP, and where it cannot be read.
         updates: Guesses from the updates of every round. They judge.
         final: Guesses from the final adapter alone.
         members_by_updates: The attack from updates, on real people.
@@ -82,6 +84,7 @@ class Finding:
     confidence: float
     delta: float
     claim: PrivacyLoss | None
+    noise: NoiseReading | None
     updates: Guesses
     final: Guesses
     members_by_updates: Membership
@@ -94,8 +97,10 @@ class Finding:
 
     @property
     def broken(self) -> bool:
-        """Whether the bound from the updates exceeds the claim."""
-        return self.claim is not None and self.updates.bound > self.claim.epsilon
+        """Whether the bound from the updates exceeds the claim, or there is less noise than it accounts for."""
+        if self.claim is None:
+            return False
+        return self.updates.bound > self.claim.epsilon or (self.noise is not None and self.noise.too_small)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -130,6 +135,16 @@ def judge(findings: Sequence[Finding], must_reach: float) -> Verdict:
     broken = [finding for finding in findings if finding.broken]
     if broken:
         worst = max(broken, key=lambda finding: finding.share or 0.0)
+        if (worst.share or 0.0) <= 1:
+            worst = next(finding for finding in broken if finding.noise is not None and finding.noise.too_small)
+            assert worst.noise is not None
+            return Verdict(
+                "fails",
+                f"FAILED: the updates of tenant '{worst.tenant}' hold noise of {worst.noise.found:.4g} (at most "
+                f"{worst.noise.high:.4g} at {worst.confidence:.3g} confidence), and its ledger accounts for "
+                f"{worst.noise.claimed:.4g} in its claim of {worst.claim}; the lower bound on epsilon is "
+                f"{worst.updates.bound:.3g}. The noise is not what it says; stop using it.",
+            )
         return Verdict(
             "fails",
             f"FAILED: tenant '{worst.tenant}' leaks epsilon of at least {worst.updates.bound:.3g} (delta="

@@ -33,6 +33,7 @@ class Observed:
         nodes: Node id of each tenant.
         settings: How each tenant trains, by name; public.
         claims: What each tenant's ledger says was spent, by name.
+        deviations: Standard deviation of the noise of a step that each tenant's ledger accounts for, by name.
     """
 
     transcript: Transcript = field(repr=False)
@@ -40,6 +41,7 @@ class Observed:
     nodes: dict[str, int]
     settings: dict[str, TrainingSettings]
     claims: dict[str, PrivacyLoss]
+    deviations: dict[str, float]
 
 
 def run_observed(
@@ -88,4 +90,8 @@ def run_observed(
         claims = {name: ledger.spent(segment) for name, (ledger, segment) in ledgers.items()}
     nodes = {member.name: node for node, member in members.items()}
     settings = {name: cohort[node].settings for name, node in nodes.items()}
-    return Observed(grid.transcript, result.arrays, nodes, settings, claims)
+    deviations = {
+        name: segment.plan.train_event.noise_multiplier * segment.plan.clip_norm
+        for name, (_, segment) in ledgers.items()
+    }
+    return Observed(grid.transcript, result.arrays, nodes, settings, claims, deviations)

@@ -71,6 +71,7 @@ def audit_rows(found: Mapping[str, Any]) -> tuple[AuditRow, ...]:
             ),
             # From the final adapter alone less may come out; it is the updates that judge.
             judges=attack == "updates",
+            noise=_noise(finding) if attack == "updates" else None,
         )
         for finding in found["findings"]
         for attack in _ATTACKS
@@ -133,6 +134,11 @@ def audit_facts(found: Mapping[str, Any], command: str) -> ReportFacts:
 
 def _name(finding: Mapping[str, Any], attack: str) -> str:
     return f"{_ATTACKS[attack]}, {finding['tenant']}"
+
+
+def _noise(finding: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    noise = finding["noise"]
+    return None if noise is None else tuple(noise[end] / noise["claimed"] for end in ("found", "low", "high"))
 
 
 def _asked(finding: Mapping[str, Any]) -> float:

@@ -82,6 +82,8 @@ class AuditRow:
         needed: Without noise: the bound that shows that the attack works.
         ceiling: The bound if every guess were right; a claim that is not below it cannot be refuted.
         judges: Whether the audit's outcome depends on it; otherwise it is shown beside.
+        noise: The noise that was seen over the noise that is accounted for, and the ends of its interval; None where it
+            cannot be read.
     """
 
     attack: str
@@ -94,6 +96,7 @@ class AuditRow:
     needed: float = 1.0
     ceiling: float = math.inf
     judges: bool = True
+    noise: tuple[float, float, float] | None = None
 
     @property
     def could_fail(self) -> bool:
@@ -101,9 +104,16 @@ class AuditRow:
         return self.claim is not None and self.claim.epsilon < self.ceiling
 
     @property
+    def lacks_noise(self) -> bool:
+        """Whether there is less noise than is accounted for."""
+        return self.noise is not None and self.noise[2] < 1
+
+    @property
     def holds(self) -> bool:
-        """Whether the bound is at most the claim or, without noise, whether the attack works."""
-        return self.bound >= self.needed if self.claim is None else self.bound <= self.claim.epsilon
+        """Whether bound and noise are in keeping with the claim or, without noise, whether the attack works."""
+        if self.claim is None:
+            return self.bound >= self.needed
+        return self.bound <= self.claim.epsilon and not self.lacks_noise
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,13 @@ def _audit(facts: ReportFacts) -> Iterator[str]:
     failing = [row for row in claimed if not row.holds]
     for row in failing:
         start = "THE AUDIT FAILS:" if row.judges else "Beside the attack that judges,"
+        if row.lacks_noise:
+            assert row.noise is not None
+            yield (
+                f"{start} the updates hold {Estimate(*row.noise).text()} times the noise that the ledger accounts for "
+                f"in its claim of {row.claim}."
+            )
+            continue
         yield (
             f"{start} '{row.attack}' gives a lower bound on epsilon of {number(row.bound, 2)}, above the "
             f"claim of {row.claim}."
@@ -248,6 +255,14 @@ def _audit(facts: ReportFacts) -> Iterator[str]:
         yield (
             f"The audit's lower bounds on epsilon lie below the claim in all of {len(claimed)} attacks; the nearest is "
             f"{number(largest.bound, 2)} against a claim of {largest.claim}."
+        )
+    read = [row for row in claimed if row.noise is not None and not row.lacks_noise]
+    if read:
+        least = min(read, key=lambda row: row.noise[0] if row.noise else 0.0)
+        assert least.noise is not None
+        yield (
+            f"The noise was read off the updates: at least {Estimate(*least.noise).text()} times what the ledger "
+            f"accounts for, in {len(read)} run{'s' if len(read) > 1 else ''}."
         )
     for row in claimed:
         if row.judges and not row.could_fail:

@@ -40,12 +40,16 @@ def audit_section(facts: ReportFacts) -> Section | None:
     if not facts.audit:
         return None
     rows = tuple(_audit_row(row) for row in facts.audit)
-    header = ("attack", "claim", "canaries", "guesses", "right", "lower bound on epsilon", "confidence", "result")
+    header = (
+        *("attack", "claim", "canaries", "guesses", "right", "lower bound on epsilon", "confidence"),
+        *("noise seen over noise accounted for", "result"),
+    )
     paragraphs = (
         "An attacker guesses which canaries were in the training data. How many guesses are right gives a lower bound "
         "on epsilon (Steinke, Nasr and Jagielski 2023, https://arxiv.org/abs/2305.08846). A bound above the claim "
         "refutes the claim. A bound below it does not prove the claim: another attack might do better. Without noise "
-        "the attack must succeed, or it shows nothing.",
+        "the attack must succeed, or it shows nothing. Where an update is one step of SGD, its noise is read off the "
+        "part that no candidate explains: guesses cannot tell half the noise from the whole, this can.",
     )
     return Section(
         "audit",
@@ -114,6 +118,7 @@ def _audit_row(row: AuditRow) -> tuple[str, ...]:
         f"{row.correct}",
         number(row.bound, 2),
         f"{row.confidence:.0%}".replace("%", " %"),
+        NOTHING if row.noise is None else Estimate(*row.noise).text(),
         _outcome(row),
     )
 

@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
+from numpy.typing import NDArray
 from tests.simulations.conftest import WriteExperiment
 
 from fedprofile.common.config import validate
@@ -15,10 +17,11 @@ from fedprofile.common.modeling.base import hash_base
 from fedprofile.simulations import cli, federation
 from fedprofile.simulations.audit.auditor import Auditor
 from fedprofile.simulations.audit.command import run_audit
+from fedprofile.simulations.audit.findings import AuditFailed
 from fedprofile.simulations.audit.shown import audit_rows, membership_rows, read_audit
 from fedprofile.simulations.audit.spec import Audit, load_audit
 from fedprofile.simulations.experiment import load_experiment
-from fedprofile.simulations.randomness import NoNoise
+from fedprofile.simulations.randomness import NoNoise, SeededRandomness
 from fedprofile.simulations.sweep import run_experiment
 
 
@@ -121,6 +124,25 @@ def test_missing_noise_under_a_claim_fails_with_exit_code_3(
     assert "FAILED: tenant 'green-thumb'" in error and "its ledger claims epsilon=0.999 (delta=1e-05" in error
     [finding] = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))["findings"]
     assert finding["broken"] and finding["updates"]["bound"] > 2 * finding["claim"]["epsilon"]
+
+
+def test_half_the_noise_under_a_claim_is_found_though_the_guesses_cannot_tell(
+    audit_data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Halved(SeededRandomness):
+        """The fault: half of every draw of noise."""
+
+        def gaussian(self, count: int) -> NDArray[np.float64]:
+            return super().gaussian(count) / 2
+
+    monkeypatch.setattr(federation, "SeededRandomness", Halved)
+    audit = validate(audit_data | {"epsilons": [3.0]}, Audit, "audit")
+    with pytest.raises(AuditFailed, match=r"hold noise of .*, and its ledger accounts for"):
+        run_audit(audit, out=tmp_path / "out", json_output=False)
+    [finding] = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))["findings"]
+    assert finding["broken"] and finding["updates"]["bound"] < finding["claim"]["epsilon"]
+    assert finding["noise"]["found"] / finding["noise"]["claimed"] == pytest.approx(0.5, abs=0.1)
+    assert "THE AUDIT FAILS: the updates hold" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

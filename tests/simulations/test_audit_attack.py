@@ -21,6 +21,7 @@ from fedprofile.simulations.audit.attack import Attacker, released_sum, shares
 from fedprofile.simulations.audit.canaries import audited_card, fair_coins, joined, make_canaries, planted
 from fedprofile.simulations.audit.findings import Finding, Guesses, guess, judge
 from fedprofile.simulations.audit.membership import Estimate, Membership, membership
+from fedprofile.simulations.audit.noise_size import NoiseReading, read_noise, residual
 from fedprofile.simulations.audit.observed import Observed, run_observed
 from fedprofile.simulations.audit.spec import CanarySpec
 from fedprofile.simulations.federation import SimulatedTenant
@@ -104,7 +105,7 @@ def test_scores_are_shares_of_gradients_of_the_attackers_own(
 ) -> None:
     members = tenants[0].records.training
     candidates = joined(members, make_records(model, 12, seed=77))
-    found = Attacker(model, None).from_updates(observed, "one", candidates)
+    found = Attacker(model, None).from_updates(observed, "one", candidates).scores
     expected = np.zeros(24)
     for number, arrays in observed.transcript.adapters.items():
         gradients = _user_gradients(model, arrays, candidates, 0.5)
@@ -204,11 +205,12 @@ def test_guesses_are_at_the_two_ends() -> None:
     assert found.bound == pytest.approx(-math.log(0.05 ** (-1 / 5) - 1), abs=1e-6)
 
 
-def _finding(observed: Observed, bound: float, claimed: bool) -> Finding:
+def _finding(observed: Observed, bound: float, claimed: bool, found: float = 1.0) -> Finding:
     people = Membership(1, 1, Estimate(0.5, 0.4, 0.6), {})
     claim = observed.claims["one"] if claimed else None
     guesses = Guesses(10, 9, bound)
-    return Finding(8.0, "one", 100, 50, 0.95, 1e-4, claim, guesses, guesses, people, people)
+    noise = NoiseReading(1.0, found, found * 0.99, found * 1.01, 10_000) if claimed else None
+    return Finding(8.0, "one", 100, 50, 0.95, 1e-4, claim, noise, guesses, guesses, people, people)
 
 
 @pytest.mark.parametrize(
@@ -221,3 +223,26 @@ def test_verdicts(observed: Observed, private: float, bare: float, outcome: str)
     assert verdict.outcome == outcome
     assert (f"{private:.3g}" if outcome == "fails" else f"{bare:.3g}") in verdict.sentence
     assert judge(findings[:1], 3.0).outcome == ("fails" if outcome == "fails" else "proves nothing")
+
+
+def test_less_noise_than_is_accounted_for_fails_whatever_the_guesses_say(observed: Observed) -> None:
+    bare = _finding(observed, 3.5, claimed=False)
+    verdict = judge([_finding(observed, 0.5, claimed=True, found=0.95), bare], must_reach=3.0)
+    assert verdict.outcome == "fails" and "hold noise of 0.95 (at most 0.9595" in verdict.sentence
+    assert judge([_finding(observed, 0.5, claimed=True, found=0.995), bare], must_reach=3.0).outcome == "holds"
+
+
+@pytest.mark.parametrize(("size", "below"), [(1.0, False), (0.95, True), (0.5, True)])
+def test_noise_is_read_off_what_no_candidate_explains(size: float, below: bool) -> None:
+    draw, residuals = np.random.default_rng(3), []
+    for _ in range(3):
+        gradients = draw.standard_normal((40, 6000)) / 10 + draw.standard_normal(6000)
+        total = (draw.random(40) < 0.5) @ gradients + 7 * size * draw.standard_normal(6000)
+        left = residual(total, gradients, 1e-5)
+        assert left is not None and left[1] == 5960
+        residuals.append(left)
+    found = read_noise(residuals, 7.0, 0.95)
+    assert found is not None and found.coordinates == 3 * 5960
+    assert found.found == pytest.approx(7 * size, rel=0.03) and found.low < found.found < found.high
+    assert found.too_small == below
+    assert residual(total[:40], gradients[:, :40], 1e-5) is None and read_noise([], 7.0, 0.95) is None
