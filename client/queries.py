@@ -1,10 +1,10 @@
 """The rows of queries, streamed in read-only transactions that end without a commit.
 
 What lies in one database is read in one transaction, which sees one state: an event is never without the labelled row
-that was written beside it. PostgreSQL: `REPEATABLE READ READ ONLY`. SQLite: one `BEGIN` with `PRAGMA query_only`. Nothing is
-set for longer than the transaction, since a connection pooler may hand the same session to others. Of other databases
-only the driver's own isolation is known; read them as a user who may do nothing but SELECT, which is good advice for
-all of them.
+that was written beside it. PostgreSQL: `REPEATABLE READ READ ONLY`. SQLite: one `BEGIN` with `PRAGMA query_only`.
+Nothing is set for longer than the transaction, since a connection pooler may hand the same session to others. Of other
+databases only the driver's own isolation is known; read them as a user who may do nothing but SELECT, which is good
+advice for all of them.
 
 A query reaches the database as it is written: neither `%` nor `:name` means anything here. It is one statement, for it
 becomes a cursor's at the server where the driver has such, so that its result may be larger than memory.
