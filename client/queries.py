@@ -1,12 +1,13 @@
 """The rows of queries, streamed in read-only transactions that end without a commit.
 
 What lies in one database is read in one transaction, which sees one state: an event is never without the labelled row
-that was written beside it. PostgreSQL: `REPEATABLE READ READ ONLY`, also for whatever transaction a query of several
-statements would begin. SQLite: one `BEGIN` with `PRAGMA query_only`. Of other databases only the driver's own
-isolation is known; read them as a user who may do nothing but SELECT, which is good advice for all of them.
+that was written beside it. PostgreSQL: `REPEATABLE READ READ ONLY`. SQLite: one `BEGIN` with `PRAGMA query_only`.
+Nothing is set for longer than the transaction, since a connection pooler may hand the same session to others. Of other
+databases only the driver's own isolation is known; read them as a user who may do nothing but SELECT, which is good
+advice for all of them.
 
-A query reaches the database as it is written: neither `%` nor `:name` means anything here. Its result is streamed by a
-cursor at the server where the driver has one, so that it may be larger than memory.
+A query reaches the database as it is written: neither `%` nor `:name` means anything here. It is one statement, for it
+becomes a cursor's at the server where the driver has such, so that its result may be larger than memory.
 """
 
 from collections.abc import Iterator, Mapping
@@ -115,11 +116,6 @@ def _begun(connection: "sqlalchemy.Connection") -> "sqlalchemy.Connection":
         connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         if driver == "psycopg":
             _load_carefully(connection.connection.driver_connection)
-        # Kept by a commit, which here is one of nothing else.
-        connection.exec_driver_sql(
-            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
-        )
-        connection.commit()
     elif dialect == "sqlite":
         # SQLite keeps any bytes as text; the driver would fail the query at one that is not UTF-8.
         raw: Any = connection.connection.driver_connection

@@ -1,8 +1,8 @@
 """Check that the documents say what the code does; part of `make check`.
 
 Every command of both command lines stands in the README and every command that the README shows exists; every test
-and every file of tests that `docs/privacy.md` names exists; every relative link leads somewhere; the README's loader is
-the shipped one.
+and every file of tests that `docs/privacy.md` or `docs/data.md` names exists; every relative link leads somewhere; the
+README's loader is the shipped one.
 """
 
 import re
@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PRIVACY = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
+DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
 
 def commands_of(program: str) -> set[str]:
@@ -31,15 +32,16 @@ def problems() -> list[str]:
         exist = commands_of(program)
         found += [f"README.md shows `{program} {name}`, which does not exist" for name in sorted(shown - exist)]
         found += [f"README.md does not show `{program} {name}`" for name in sorted(exist - shown)]
-    for reference in re.findall(r"`(tests/[^`]*)`", PRIVACY):
+    for reference in re.findall(r"`(tests/[^`]*)`", PRIVACY + DATA):
         place, named, name = reference.partition("::")
         file = ROOT / place
         if not file.is_file() or (named and f"def {name}(" not in file.read_text(encoding="utf-8")):
-            found.append(f"docs/privacy.md names {reference}, which does not exist")
+            found.append(f"docs/privacy.md or docs/data.md names {reference}, which does not exist")
     for document in (
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
         ROOT / "docs" / "privacy.md",
+        ROOT / "docs" / "data.md",
         ROOT / "docs" / "experiments.md",
     ):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text(encoding="utf-8")):

@@ -160,9 +160,10 @@ def test_typed_columns_are_the_same_in_postgresql(
 def test_times_are_the_same_in_every_kind(
     tmp_path: Path, card: FederationCard, postgresql: "PostgreSQL", zoned: bool
 ) -> None:
-    """The zone of PostgreSQL's session or of a column changes no moment, so no history."""
+    """The zone of PostgreSQL's session or of a column changes no moment, so no history, but for a typed midnight of it,
+    which is a day (`fedprofile.client.cells`); none of these is one in either zone."""
     zone = datetime.timezone(datetime.timedelta(hours=5, minutes=30)) if zoned else None
-    times = [datetime.datetime(2026, 3, day, hour, 30, tzinfo=zone) for day in (1, 2) for hour in (0, 5, 23)]
+    times = [datetime.datetime(2026, 3, day, hour, 30, tzinfo=zone) for day in (1, 2) for hour in (1, 6, 23)]
     rows = [["ann", time, "w1", 1, "phone", "viewed", f"w{place}", "no"] for place, time in enumerate(times)]
     plain = _spelled(rows)
     kind = pyarrow.timestamp("us", "+05:30") if zoned else pyarrow.timestamp("us")
@@ -203,7 +204,7 @@ _row = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(_row, min_size=1, max_size=12))
 def test_any_table_gives_the_same_examples_in_every_kind_of_file(card: FederationCard, rows: Rows) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -217,7 +218,7 @@ def test_any_table_gives_the_same_examples_in_every_kind_of_file(card: Federatio
 def test_any_table_gives_the_same_examples_in_postgresql(card: FederationCard, postgresql: "PostgreSQL") -> None:
     types = ["TEXT", "TEXT", "TEXT", "BIGINT", "TEXT", "TEXT", "TEXT", "TEXT"]
 
-    @settings(deadline=None, max_examples=25)
+    @settings(deadline=None, max_examples=15)
     @given(st.lists(_row, min_size=1, max_size=12))
     def same(rows: Rows) -> None:
         with tempfile.TemporaryDirectory() as name:
