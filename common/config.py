@@ -6,7 +6,7 @@ Configuration stops at this border: everything behind it takes plain keyword arg
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema
@@ -115,6 +115,8 @@ def _sentence(model: type[Frozen], problem: dict[str, Any]) -> str:
         near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known names: {', '.join(sorted(known))}."
         return f"unknown key '{place}'; {hint}"
+    if problem["type"] == "union_tag_not_found":
+        return f"'{place}.kind' is missing; add it."
     if problem["type"] == "missing":
         return f"'{place}' is missing; add it."
     message = str(problem["msg"]).removeprefix("Value error, ")
@@ -134,9 +136,15 @@ def _known_names(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]
             field = candidate.model_fields.get(str(part))
             if field is not None:
                 following.extend(_models_in(field.annotation))
-        # A discriminated union adds its tag to the location; it names no field, so the candidates stay.
-        current = following or current
+        # A discriminated union adds its tag to the location; it names no field, but which of the candidates it is.
+        current = following or [one for one in current if part in _tags(one)] or current
     return [name for candidate in current for name in candidate.model_fields]
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    """The kinds of a discriminated union's member."""
+    field = model.model_fields.get("kind")
+    return () if field is None else get_args(field.annotation)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -1,13 +1,15 @@
 """TOML to typed objects: unknown keys with the nearest name, one sentence per problem, nothing else."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprofile.common.card import FederationCard
-from fedprofile.common.config import load_toml, parse_toml
+from fedprofile.common.config import load_toml, parse_toml, validate
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.tenant import TenantFile
 
@@ -90,3 +92,11 @@ def test_any_text_is_an_object_or_a_config_error(text: str) -> None:
     for model in (TenantFile, FederationCard):
         with pytest.raises(ConfigError):
             parse_toml(text, model, "x")
+
+
+def test_an_unknown_key_of_a_task_lists_its_own_kinds_names(card_data: Callable[..., dict[str, Any]]) -> None:
+    names = "false_positive_rate, group, kind, labels"
+    with pytest.raises(ConfigError, match=rf"'task\.binary\.qqq'; known names: {names}\."):
+        validate(card_data(task={"qqq": 1}), FederationCard, "federation.toml")
+    with pytest.raises(ConfigError, match=r"'task\.kind' is missing; add it"):
+        validate({**card_data(), "task": {"labels": ["no", "yes"]}}, FederationCard, "federation.toml")
