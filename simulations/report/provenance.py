@@ -32,9 +32,9 @@ OF_EVERY_REPORT = (
 OF_EVERY_AUDIT = (
     "A bound below the claim does not show that the claim holds: a better attack may exist, and only the proof covers "
     "all of them.",
-    "Much stays unseen: where the noise cannot be read off the updates, half of it mostly gives bounds below the claim, "
-    "and clipping of records instead of users changes nothing for canaries of one record. An audit finds gross faults, "
-    "not slips.",
+    "Much stays unseen: where the noise cannot be read off the updates, half of it mostly gives bounds below the "
+    "claim, and clipping of records instead of users changes nothing for canaries of one record. An audit finds gross "
+    "faults, not slips.",
     "One run is one draw of coins, noise and canaries. Each run is judged by itself: where nothing is wrong, one in "
     "twenty bounds exceeds the true epsilon by chance at the confidence that is usual.",
     "It looks at training alone. That a tenant exists, when it answers, its evaluation tables, and a server that sends "
