@@ -7,7 +7,8 @@ import numpy as np
 from fedprofile.common.card import FederationCard
 from fedprofile.common.evaluation_tables import Interval, metrics_from_table
 from fedprofile.common.messages import TABLE
-from fedprofile.server.evaluation import EarlyStopping, TableSum, headline
+from fedprofile.common.tasks import RegressionTask
+from fedprofile.server.evaluation import EarlyStopping, TableSum, headline, merit
 
 
 def test_tables_and_variances_add_up(make_card: Callable[..., FederationCard]) -> None:
@@ -43,6 +44,17 @@ def test_no_table_says_nothing_and_few_users_say_none(make_card: Callable[..., F
 def test_the_headline_follows_the_task(make_card: Callable[..., FederationCard]) -> None:
     assert headline(make_card().task) == "auc"
     assert headline(make_card(task={"kind": "multiclass", "labels": ["a", "b", "c"]}).task) == "accuracy"
+
+
+def test_a_smaller_error_is_more_merit() -> None:
+    task = RegressionTask.model_validate({"kind": "regression", "target": "mark", "low": 20, "high": 120})
+    name = headline(task)
+    assert merit({name: Interval(25.0, 10.0, 40.0)}, name, task) == Interval(0.75, 0.6, 0.9)
+    assert merit({name: None}, name, task) is None and merit({}, name, task) is None
+    stopping = EarlyStopping(patience=1)
+    assert not stopping.update(merit({name: Interval(25.0, 20.0, 30.0)}, name, task))
+    assert not stopping.update(merit({name: Interval(15.0, 10.0, 20.0)}, name, task))
+    assert stopping.update(merit({name: Interval(16.0, 11.0, 21.0)}, name, task))
 
 
 def test_stops_after_patience_without_a_gain_beyond_the_interval() -> None:
