@@ -7,7 +7,7 @@ no vocabulary, scaler or class weight, and no other user's rows (PRIVACY.md, "Sa
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -255,6 +255,9 @@ def history_pieces(example: Example, history: HistorySpec) -> list[str]:
 def fit_texts(pieces: Sequence[Sequence[str]], tokenizer: Tokenizer, max_tokens: int) -> list[NDArray[np.int32]]:
     """Token ids with special tokens; what does not fit is cut at the front: whole pieces first, then tokens.
 
+    What is left begins with a whole character: tokenizers that fall back to bytes make several tokens of a Chinese
+    character or an emoji, and the last bytes of one are no text.
+
     Args:
         pieces: Of each text, the oldest first.
         tokenizer: Of the base model.
@@ -275,7 +278,9 @@ def fit_texts(pieces: Sequence[Sequence[str]], tokenizer: Tokenizer, max_tokens:
         parts = [ids[text] for text in texts]
         while len(parts) > 1 and sum(map(len, parts)) > room:
             parts = parts[1:]
-        kept = [token for part in parts for token in part][-room:]
+        kept = [token for part in parts for token in part]
+        if len(kept) > room:  # Of a single piece, the newest.
+            kept = kept[_first_whole(texts[-1], len(kept) - room, tokenizer) :]
         tokens.append(np.array([*before, *kept, *after], dtype=np.int32))
     return tokens
 
@@ -290,6 +295,19 @@ def _token_ids(texts: set[str], tokenizer: Tokenizer) -> dict[str, list[int]]:
     except Exception:
         # Such as a vocabulary without a token for unknown words. What is raised may quote the text.
         raise TextError from None
+
+
+def _first_whole(text: str, first: int, tokenizer: Tokenizer) -> int:
+    """The first token from a place on that does not begin within a character; the place itself where none can tell."""
+    places: Any = tokenizer
+    try:
+        spans = places([text], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][0]
+    except NotImplementedError:  # A tokenizer in plain Python keeps no places.
+        return first
+    except Exception:
+        raise TextError from None
+    # Tokens of one character's bytes have that character's place, all of them.
+    return next((place for place in range(first, len(spans)) if spans[place][0] >= spans[place - 1][1]), len(spans))
 
 
 def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
