@@ -77,7 +77,7 @@ class Auditor:
         tenants = [self._prepared(tenant, epsilon) for tenant in self._tenants]
         plants = {
             name: _Planted(
-                make_canaries(self._model, spec.count, spec.columns, spec.words, seed),
+                make_canaries(self._model, spec.count, spec.columns, spec.words, seed, spec.records),
                 fair_coins(spec.count, seed, name, str(epsilon)),
             )
             for name in self._audit.tenants

@@ -46,8 +46,10 @@ def audited_card(card: FederationCard, columns: int, count: int) -> FederationCa
     return changed(card, features={"categorical": [*categorical, *added]})
 
 
-def make_canaries(model: ProfileModel, count: int, columns: int, words: int, seed: int) -> EncodedRecords:
-    """The canaries, one record each.
+def make_canaries(
+    model: ProfileModel, count: int, columns: int, words: int, seed: int, records: int = 1
+) -> EncodedRecords:
+    """The canaries.
 
     Args:
         model: Of the audited card.
@@ -55,6 +57,7 @@ def make_canaries(model: ProfileModel, count: int, columns: int, words: int, see
         columns: As for `audited_card`.
         words: Tokens of each one's text, drawn from the whole vocabulary.
         seed: Of their text, features and labels.
+        records: Of each, all the same: what they have in common is not averaged away.
 
     Returns:
         Their records.
@@ -75,14 +78,15 @@ def make_canaries(model: ProfileModel, count: int, columns: int, words: int, see
     tokens = [np.array([*ends[0], *draw.choice(vocabulary, words), *ends[1]], dtype=np.int32) for _ in range(count)]
     high = draw.random(count) < 0.5
     rows = [_row(card, number, bool(high[number]), columns, draw) for number in range(count)]
+    owners = np.repeat(np.arange(count, dtype=np.int64), records)
     return EncodedRecords(
         users=tuple(f"canary-{number}" for number in range(count)),
-        user=np.arange(count, dtype=np.int64),
-        tokens=tokens,
-        features=encode_features(rows, card.features),
+        user=owners,
+        tokens=[tokens[owner] for owner in owners],
+        features=encode_features(rows, card.features)[owners],
         # Much of everything is what the last label looks like.
-        labels=np.where(high, 0, len(card.task.outputs) - 1).astype(np.int64),
-        groups=np.zeros(count, np.int64),
+        labels=np.where(high, 0, len(card.task.outputs) - 1).astype(np.int64)[owners],
+        groups=np.zeros(len(owners), np.int64),
     )
 
 

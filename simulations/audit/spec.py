@@ -27,6 +27,8 @@ class CanarySpec(Frozen):
     """m."""
     columns: int = Field(default=4, ge=0, le=16)
     """Public columns in which each has a value of its own; 0 for canaries of text and the card's own columns."""
+    records: int = Field(default=1, ge=1, le=64)
+    """Of each. With as many as a tenant takes of one user in a step, clipping by record instead of by user is found."""
     words: int = Field(default=6, ge=1)
     """Tokens of each one's text."""
     guesses_in: int = Field(default=100, ge=1)

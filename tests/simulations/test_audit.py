@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from tests.simulations.conftest import WriteExperiment
 from fedprofile.common.config import validate
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.modeling.base import hash_base
-from fedprofile.simulations import cli, federation
+from fedprofile.simulations import cli, cohort, federation
 from fedprofile.simulations.audit.auditor import Auditor
 from fedprofile.simulations.audit.command import run_audit
 from fedprofile.simulations.audit.findings import AuditFailed
@@ -143,6 +145,40 @@ def test_half_the_noise_under_a_claim_is_found_though_the_guesses_cannot_tell(
     assert finding["broken"] and finding["updates"]["bound"] < finding["claim"]["epsilon"]
     assert finding["noise"]["found"] / finding["noise"]["claimed"] == pytest.approx(0.5, abs=0.1)
     assert "THE AUDIT FAILS: the updates hold" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+class _Less(SeededRandomness):
+    """The fault: noise of a sixteenth of its size."""
+
+    def gaussian(self, count: int) -> NDArray[np.float64]:
+        return super().gaussian(count) / 16
+
+
+def _by_record(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """The fault: every record is clipped by itself, so that a user counts as often as it has records."""
+
+    def drawn(jobs: Any) -> Any:
+        sample = draw(jobs)
+        return replace(sample, user=np.arange(len(sample.user)))
+
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("fault", "records", "broken"),
+    [("none", 16, False), ("noise", 1, True), ("clipping", 16, True), ("clipping", 1, False)],
+)
+def test_what_an_audit_finds_and_what_it_cannot(
+    audit_data: dict[str, Any], fault: str, records: int, broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fault == "noise":
+        monkeypatch.setattr(federation, "SeededRandomness", _Less)
+    if fault == "clipping":
+        monkeypatch.setattr(cohort, "_draw", _by_record(cohort._draw))
+    audit_data["canaries"]["records"] = records
+    audit_data["tenant"]["privacy"]["records_per_user"] = records
+    [finding] = Auditor(validate(audit_data, Audit, "audit")).findings(1.0)
+    assert finding.broken == broken, finding.updates
 
 
 @pytest.mark.parametrize(
