@@ -19,7 +19,13 @@ def test_a_cell_of_ratings(write_experiment: WriteExperiment, tmp_path: Path) ->
     write(tmp_path / folder)
     data = {"dataset": "movielens-100k", "data_dir": str(tmp_path), "options": {"task": "regression"}}
     tenant = {"privacy": {"sample_rate": 0.5, "evaluation_users": 0.5, "records_per_user": 5}}
-    path = write_experiment(data=data, tenant=tenant, partition={"kind": "natural"}, sweep={"epsilon": [float("inf")]})
+    path = write_experiment(
+        data=data,
+        tenant=tenant,
+        card={"history": {"max_tokens": 32}},
+        partition={"kind": "natural"},
+        sweep={"epsilon": [float("inf")]},
+    )
     experiment = load_experiment(path)
     [cell] = experiment.cells()
     outcome = CellRunner(experiment).run(cell, lambda done, rounds: None)

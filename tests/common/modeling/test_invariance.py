@@ -29,7 +29,7 @@ from fedprofile.common.modeling.hollow import layer_list
 from fedprofile.common.modeling.invariance import Pass, SelfTestError, may_share
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
-from fedprofile.common.tasks import BinaryTask
+from fedprofile.common.tasks import MulticlassTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 
@@ -38,7 +38,6 @@ FAMILIES = ("bert", "roberta", "distilbert", "modernbert", "gpt2", "gpt_neox", "
 MakeFamily = Callable[[str], tuple[PreTrainedModel, dict[str, Any]]]
 MakeModel = Callable[..., ProfileModel]
 MakeRecords = Callable[..., EncodedRecords]
-BINARY = BinaryTask(kind="binary", labels=("no", "yes"))
 Stir = Callable[[ProfileModel], None]
 
 
@@ -46,7 +45,8 @@ def _gradients(head: nn.Linear, rows: torch.Tensor, labels: torch.Tensor) -> tup
     """Per-sample gradients of weight and bias by Opacus's hooks, and the gradient that goes back."""
     rows = rows.clone().requires_grad_()
     hooks = prepare_module(head, "hooks", wrap_model=False, loss_reduction="sum", batch_first=True)
-    summed_loss(head(rows), labels, BINARY).backward()
+    task = MulticlassTask(kind="multiclass", labels=tuple(map(str, range(head.out_features))))
+    summed_loss(head(rows), labels, task).backward()
     found: list[Any] = [head.weight, head.bias]
     samples = [parameter.grad_sample for parameter in found]
     hooks.cleanup()
