@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedprofile.common.errors import ConfigError
-from fedprofile.simulations.analysis import write_analysis
+from fedprofile.simulations.analysis import check_conditions, write_analysis
 from fedprofile.simulations.cells import CellOutcome, CellRunner, check_cell, read_scenario
-from fedprofile.simulations.experiment import Cell, Experiment
+from fedprofile.simulations.experiment import Cell, Experiment, as_json
 
 
 def run_experiment(
@@ -59,6 +59,7 @@ def run_experiment(
         check_cell(cell, scenario)
         if cell.arm != "federated" and experiment.engine.kind == "ray":
             raise ConfigError(f"arm='{cell.arm}' with engine 'ray': runs in process only; leave --engine out.")
+    check_conditions(cells, scenario)
     root = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     _open(root, experiment, resume)
     analysed = (root / "results.parquet").is_file()
@@ -100,14 +101,14 @@ def run_experiment(
 
 def _open(root: Path, experiment: Experiment, resume: bool) -> None:
     """Make the folder, or go on in it."""
-    asked = experiment.model_dump(mode="json")
+    asked = as_json(experiment.model_dump())
     file = root / "experiment.json"
     if resume:
         if not file.is_file():
             raise ConfigError(f"{root}: holds no experiment to resume; name its folder with --out.")
-        if json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(asked)):
+        if json.loads(file.read_text(encoding="utf-8")) != asked:
             raise ConfigError(f"{root}: holds another experiment than this file says; give another --out to start it.")
-    elif root.exists() and any(root.iterdir()):
+    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ConfigError(f"{root}: is not empty; give another --out, or go on there with --resume.")
     (root / "cells").mkdir(parents=True, exist_ok=True)
     (root / "predictions").mkdir(mode=0o700, exist_ok=True)
