@@ -189,9 +189,9 @@ def judge(records: EncodedRecords, scores: dict[str, Scores], task: LabelsTask, 
     """
     counts = np.bincount(records.user, minlength=len(records.users))
     weights = 1.0 / counts[records.user]
-    draw = np.random.default_rng()
+    draws = SecureRandomness().uniform(RESAMPLES * len(records.users)).reshape(RESAMPLES, -1)
     # Bayesian bootstrap (Rubin 1981): no resample is without a label that is there.
-    shares = draw.exponential(size=(RESAMPLES, len(records.users)))[:, records.user] * weights
+    shares = -np.log1p(-draws)[:, records.user] * weights
     measure = _auc if task.kind == "binary" else _accuracy
     values = {name: measure(each, records.labels, weights) for name, each in scores.items()}
     resampled = {

@@ -12,10 +12,11 @@ import pandas as pd
 from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.card import FederationCard
 from fedprofile.common.config import validate
+from fedprofile.common.errors import ConfigError
 from fedprofile.simulations.audit.shown import audit_rows, membership_rows
 from fedprofile.simulations.cell_results import BAYES
 from fedprofile.simulations.cells import cell_card, read_scenario
-from fedprofile.simulations.experiment import SECTIONS, Cell, Experiment
+from fedprofile.simulations.experiment import SECTIONS, Cell, Experiment, as_json
 from fedprofile.simulations.fairness import analyse
 from fedprofile.simulations.known_spec import KnownSpec
 from fedprofile.simulations.known_truth import bayes_gaps, bayes_rates
@@ -62,6 +63,23 @@ def write_analysis(
     return results
 
 
+def check_conditions(cells: Sequence[Cell], scenario: Scenario) -> None:
+    """Refuse cells that no result could tell apart, before any is run.
+
+    Args:
+        cells: Of one experiment.
+        scenario: Of its data.
+
+    Raises:
+        ConfigError: Two cells have the same condition and seed.
+    """
+    known: dict[tuple[Condition, int], Cell] = {}
+    for cell in cells:
+        first = known.setdefault((_condition(cell, scenario), _seed(cell)), cell)
+        if first is not cell:
+            raise ConfigError(f"cells '{first.name}' and '{cell.name}' are the same one; leave one of them out.")
+
+
 def _predictions(outcomes: Outcomes, scenario: Scenario) -> list[CellPredictions]:
     found: list[CellPredictions] = []
     truths: set[tuple[str, int]] = set()
@@ -84,20 +102,25 @@ def _predictions(outcomes: Outcomes, scenario: Scenario) -> list[CellPredictions
 
 
 def _condition(cell: Cell, scenario: Scenario) -> Condition:
-    """All but the seed. What else is varied is part of the partition's or the strategy's name."""
+    """All but the seed. What else is varied is part of the partition's or the strategy's name.
+
+    Who trains alone or has all users has a strategy only where that, or what is part of its name, is varied.
+    """
     partition: list[str] = [cell.partition.kind]
     strategy: list[str] = [cell_card(cell, scenario).aggregation.strategy]
     named = ("seed", "split_seed", "epsilon", "arm", "partition.kind", "card.aggregation.strategy", "mitigation.kind")
+    has_strategy = cell.arm == "federated" or "card.aggregation.strategy" in cell.settings
     for key, value in cell.settings.items():
         if key not in named:
             of = partition if key.startswith("partition.") else strategy
+            has_strategy = has_strategy or of is strategy
             of.append(f"{key.rsplit('.', 1)[-1]} {value}")
     return Condition(
         cell.arm,
         _epsilon(cell, scenario),
         cell.mitigation.kind,
         ", ".join(partition),
-        ", ".join(strategy) if cell.arm == "federated" else "",
+        ", ".join(strategy) if has_strategy else "",
     )
 
 
@@ -183,7 +206,7 @@ def _truth(experiment: Experiment) -> tuple[KnownTruth, ...]:
 
 def _settings(experiment: Experiment, scenario: Scenario) -> dict[str, str]:
     """What the file says, and what the card says that it leaves open."""
-    given = experiment.model_dump(mode="json", exclude_unset=True)
+    given = as_json(experiment.model_dump(exclude_unset=True))
     found = {
         f"{section}.{key}": str(value)
         for section in ("data", "engine", *SECTIONS)
@@ -193,9 +216,14 @@ def _settings(experiment: Experiment, scenario: Scenario) -> dict[str, str]:
     for table in given.get("also", []):
         found |= {f"also.{key}": json.dumps(value) for key, value in table.items()}
     card: FederationCard = scenario.card
-    training = {f"scenario: training.{key}": str(value) for key, value in card.training.model_dump().items()}
-    adapter = {f"scenario: adapter.{key}": str(value) for key, value in card.adapter.model_dump().items()}
-    return found | training | adapter
+    named = (*found, *(name.partition(".")[2] for name in found if name.startswith(("sweep.", "also."))))
+    scenario_says = {
+        f"scenario: {section}.{key}": str(value)
+        for section, model in (("training", card.training), ("adapter", card.adapter))
+        for key, value in model.model_dump().items()
+        if f"card.{section}.{key}" not in named
+    }
+    return found | scenario_says
 
 
 def _flat(section: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -179,6 +179,17 @@ class Cell(Frozen, ser_json_inf_nan="constants"):
     mitigation: MitigationSpec
 
 
+def as_json(value: Any) -> Any:
+    """Settings as JSON has them; what has no number there is "inf", as in a TOML file, and not null."""
+    if isinstance(value, dict):
+        return {key: as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return str(value) if isinstance(value, Path) else value
+
+
 def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     """Read an experiment.
 
@@ -212,9 +223,11 @@ def _value(text: str) -> Any:
 def _put(data: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key. The keys of `[sweep]` hold dots themselves."""
     first, _, rest = key.partition(".")
-    if not rest or first == "sweep":
-        place = data.setdefault("sweep", {}) if first == "sweep" else data
-        place[rest or first] = value
+    if not rest:
+        data[first] = value
+        return
+    if first == "sweep":
+        data.setdefault("sweep", {})[rest] = value
         return
     inner = data.setdefault(first, {})
     if not isinstance(inner, dict):

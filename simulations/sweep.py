@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedprofile.common.errors import ConfigError
-from fedprofile.simulations.analysis import write_analysis
+from fedprofile.simulations.analysis import check_conditions, write_analysis
 from fedprofile.simulations.audit.shown import read_audit
 from fedprofile.simulations.cells import CellOutcome, CellRunner, check_cell, read_scenario
-from fedprofile.simulations.experiment import Cell, Experiment
+from fedprofile.simulations.experiment import Cell, Experiment, as_json
 from fedprofile.simulations.report.metrics import UTILITY
 
 
@@ -67,6 +67,7 @@ def run_experiment(
         check_cell(cell, scenario)
         if cell.arm != "federated" and experiment.engine.kind == "ray":
             raise ConfigError(f"arm='{cell.arm}' with engine 'ray': runs in process only; leave --engine out.")
+    check_conditions(cells, scenario)
     _open(root, experiment)
     analysed = (root / "results.parquet").is_file()
     waiting = [
@@ -107,12 +108,12 @@ def run_experiment(
 
 def _check_folder(root: Path, experiment: Experiment, resume: bool) -> None:
     """Refuse a folder that holds something else, before cells are checked, which takes seconds."""
-    asked = experiment.model_dump(mode="json")
+    asked = as_json(experiment.model_dump())
     file = root / "experiment.json"
     if resume:
         if not file.is_file():
             raise ConfigError(f"{root}: holds no experiment to resume; name its folder with --out.")
-        if json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(asked)):
+        if json.loads(file.read_text(encoding="utf-8")) != asked:
             raise ConfigError(f"{root}: holds another experiment than this file says; give another --out to start it.")
     elif root.exists() and not root.is_dir():
         raise ConfigError(f"{root}: is not a folder; give another --out.")
@@ -126,7 +127,7 @@ def _open(root: Path, experiment: Experiment) -> None:
     (root / "predictions").mkdir(mode=0o700, exist_ok=True)
     for leftover in (root / "cells").glob("*.part"):
         leftover.unlink()
-    _write(root / "experiment.json", json.dumps(experiment.model_dump(mode="json"), indent=1) + "\n")
+    _write(root / "experiment.json", json.dumps(as_json(experiment.model_dump()), indent=1) + "\n")
 
 
 def _outcomes(

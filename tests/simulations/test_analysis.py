@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from tests.simulations.conftest import WriteExperiment
 
-from fedprofile.simulations.analysis import _facts
+from fedprofile.common.errors import ConfigError
+from fedprofile.simulations.analysis import _facts, check_conditions
 from fedprofile.simulations.cells import read_scenario
 from fedprofile.simulations.experiment import load_experiment
 from fedprofile.simulations.known_spec import KnownSpec
@@ -54,6 +55,24 @@ def test_the_known_truth_stands_beside_what_was_measured(write_experiment: Write
     assert "the command" in page and "closed form" in page and "outside every ledger" not in page
     settings = json.loads((tmp_path / "out" / "experiment.json").read_text())
     assert settings["also"] == [{"arm": ["alone", "pooled"], "epsilon": [3.0], "seed": [0]}]
+    # No noise is "inf", as one sets it, and not null; and what is replaced is not the scenario's any more.
+    assert settings["sweep"]["epsilon"] == ["inf", 3.0]
+    assert '| sweep.epsilon | ["inf", 3.0] |' in page
+    assert "| card.training.rounds | 1 |" in page and "scenario: training.rounds" not in page
+    assert "scenario: training.optimizer" in page and not list((tmp_path / "out").glob("*.part"))
+
+
+def test_arms_with_a_varied_setting_are_told_apart_and_the_same_cell_twice_is_refused(
+    write_experiment: WriteExperiment,
+) -> None:
+    arms = ["federated", "alone", "pooled"]
+    for varied in ({"card.training.rounds": [1, 2]}, {"card.aggregation.strategy": ["fedavg", "fedadam"]}):
+        experiment = load_experiment(write_experiment(sweep={"arm": arms, **varied, "seed": [0, 1]}))
+        check_conditions(experiment.cells(), read_scenario(experiment.data))
+    again = [{"arm": ["federated"], "epsilon": [3.0]}]
+    experiment = load_experiment(write_experiment(sweep={"epsilon": [3.0]}, also=again))
+    with pytest.raises(ConfigError, match=r"cells 'epsilon-3\.0' and 'arm-federated_epsilon-3\.0' are the same one"):
+        check_conditions(experiment.cells(), read_scenario(experiment.data))
 
 
 @pytest.mark.skipif(not (DATA / "vehicle_coupon").is_dir(), reason="shared/data is not here")

@@ -71,6 +71,7 @@ def test_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
     assert {cell.partition.alpha for cell in cells} == {2.0}
     assert cells[0].card == {"training": {"rounds": 9}}
     assert experiment.engine.cache == "none"
+    assert len(_experiment(SWEEP, tmp_path, "sweep={seed=[1,2]}").cells()) == 2
 
 
 @pytest.mark.parametrize(

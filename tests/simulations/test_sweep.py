@@ -166,6 +166,7 @@ def _numbers(metrics: dict[str, Any]) -> list[float]:
     [
         (["--set", "sweep.rounds=[1]"], "cannot be varied"),
         (["--set", "card.training.round=1"], "did you mean 'rounds'"),
+        (["--set", "sweep.epsilon=[3, 3.0]"], "are the same one"),
         (["--set", "tenant.privacy.clip=1"], "did you mean 'clip_norm'"),
         (["--set", "engine.device=abacus"], "engine.device='abacus' is not here"),
         (["--set", "data.dataset=nothing", "--data-dir", "/"], "choose from"),
@@ -191,6 +192,7 @@ def test_a_folder_of_another_experiment_is_left_alone(write_experiment: WriteExp
     (out / "mine.txt").write_text("kept")
     path = write_experiment()
     assert "is not empty" in _simulate(path, "--out", out, fails=2).stderr
+    assert "is not empty" in _simulate(path, "--out", out / "mine.txt", fails=2).stderr
     assert "holds no experiment to resume" in _simulate(path, "--out", out, "--resume", fails=2).stderr
     assert "is not a folder" in _simulate(path, "--out", out / "mine.txt", fails=2).stderr
     # What is cheap to see is said first, before every cell's noise is solved for.
