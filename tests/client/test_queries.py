@@ -91,10 +91,10 @@ class Postgres(Database):
         self._connection = server.connect()
 
     def change(self, statement: str) -> None:
-        self._connection.execute(statement)  # type: ignore[call-overload]
+        self._connection.execute(statement)
 
     def found(self, query: str = "SELECT * FROM visits ORDER BY who") -> list[Any]:
-        return list(self._connection.execute(query).fetchall())  # type: ignore[call-overload]
+        return list(self._connection.execute(query).fetchall())
 
     def close(self) -> None:
         self._connection.close()
