@@ -83,18 +83,18 @@ def _postgresql(server: "PostgreSQL", rows: Rows, types: Sequence[str]) -> dict[
     columns = [f'"{name}" {kind}' for name, kind in zip(HEADER, types, strict=True)]
     with server.connect() as connection:
         connection.execute("DROP TABLE IF EXISTS data")
-        connection.execute(f"CREATE TABLE data (place SERIAL, {', '.join(columns)})")  # type: ignore[call-overload]
+        connection.execute(f"CREATE TABLE data (place SERIAL, {', '.join(columns)})")
         names = ", ".join(f'"{name}"' for name in HEADER)
         statement = f"INSERT INTO data ({names}) VALUES ({', '.join(['%s'] * len(HEADER))})"
         for row in rows:
-            connection.execute(statement, row)  # type: ignore[call-overload]
+            connection.execute(statement, row)
     return {"kind": "sql", "url": server.url(), "query": "SELECT * FROM data ORDER BY place"}
 
 
 _AT = datetime.datetime(2026, 1, 3, 9, 30, 0, 250)
 _DAY = datetime.date(2026, 1, 4)
 _BEYOND = 2**53
-TYPED = [
+TYPED: list[list[Any]] = [
     [_BEYOND + 1, _AT, None, 3, "phone", True, "caf\u00e9, \"so\"\n'x'", "no"],
     [_BEYOND, _AT, "\u5317\u4eac", None, None, False, None, "yes"],
     [_BEYOND + 1, _AT.replace(day=5), "w2", -4, "desk", None, "w3", "yes"],
