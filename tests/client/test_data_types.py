@@ -94,7 +94,7 @@ def _postgresql(server: "PostgreSQL", rows: Rows, types: Sequence[str]) -> dict[
 _AT = datetime.datetime(2026, 1, 3, 9, 30, 0, 250)
 _DAY = datetime.date(2026, 1, 4)
 _BEYOND = 2**53
-TYPED = [
+TYPED: list[list[Any]] = [
     [_BEYOND + 1, _AT, None, 3, "phone", True, "caf\u00e9, \"so\"\n'x'", "no"],
     [_BEYOND, _AT, "\u5317\u4eac", None, None, False, None, "yes"],
     [_BEYOND + 1, _AT.replace(day=5), "w2", -4, "desk", None, "w3", "yes"],
