@@ -13,7 +13,7 @@ from fedprofile.common.errors import InputError
 from fedprofile.common.messages import Arrays
 from fedprofile.server.checkpoint import dump_arrays
 from fedprofile.server.directory import ServerDirectory
-from fedprofile.server.initial import initial_adapter
+from fedprofile.server.initial import compute
 from fedprofile.server.setup import make_directory
 
 MakeServer = Callable[..., ServerDirectory]
@@ -47,8 +47,7 @@ def _trained(directory: ServerDirectory) -> Arrays:
     """What a first federation came to, written where its server keeps it."""
     rng = np.random.default_rng(0)
     arrays = {
-        name: (value + rng.normal(size=value.shape)).astype(np.float32)
-        for name, value in initial_adapter(directory).items()
+        name: (value + rng.normal(size=value.shape)).astype(np.float32) for name, value in compute(directory).items()
     }
     directory.adapter.write_bytes(dump_arrays(arrays, {"card_hash": directory.card().hash, "round": "2"}))
     return arrays
@@ -62,12 +61,12 @@ def test_it_starts_from_another_federations_adapter(train: str, make_server: Mak
     options = {"train": train} | ({"a_of": first.card().hash} if train == "B" else {})
     second = make_server("second", initial_adapter=hashlib.sha256(given).hexdigest(), adapter=options)
     with pytest.raises(InputError, match=r"initial\.safetensors"):
-        initial_adapter(second)
+        compute(second)
     (second.root / "initial.safetensors").write_bytes(given[:-1] + b"x")
     with pytest.raises(InputError, match="expected SHA-256"):
-        initial_adapter(second)
+        compute(second)
     (second.root / "initial.safetensors").write_bytes(given)
-    found = initial_adapter(second)
+    found = compute(second)
     assert list(found) == list(arrays)
     assert all(np.array_equal(found[name], value) for name, value in arrays.items())
 
@@ -79,4 +78,4 @@ def test_an_adapter_of_another_shape_is_one_sentence(make_server: MakeServer) ->
     second = make_server("second", initial_adapter=hashlib.sha256(given).hexdigest(), adapter={"rank": 3})
     (second.root / "initial.safetensors").write_bytes(given)
     with pytest.raises(InputError, match="shape"):
-        initial_adapter(second)
+        compute(second)
