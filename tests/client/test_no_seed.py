@@ -86,6 +86,7 @@ def test_the_client_names_no_other_source_and_takes_none_from_outside() -> None:
             drawing[file.relative_to(ROOT).as_posix()] = found
     assert drawing == {
         "client/site.py": {"SecureRandomness"},
+        "client/worth.py": {"SecureRandomness"},  # Nothing of it is sent or stored.
         "client/training.py": {"SecureRandomness"},  # The self-test's step, on synthetic records.
         # Synthetic records for the self-test.
         "common/modeling/invariance.py": {"default_rng"},

@@ -190,6 +190,7 @@ FAULTS: dict[str, tuple[Callable[[ProfileModel, pytest.MonkeyPatch], None], str]
 }
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, model = make()

@@ -14,7 +14,7 @@ from fedprofile.common.modeling.last_token import last_token
 from fedprofile.common.modeling.pooling import pool
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 
-FAST = {"bert", "roberta", "llama", "mistral", "qwen2"}
+FAST = {"bert", "roberta", "xlm_roberta", "llama", "mistral", "qwen2"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
