@@ -258,7 +258,11 @@ def test_a_database_that_is_not_there_is_told_from_a_query_that_fails(tmp_path: 
     for url, query, told in (
         ("sqlite:///absent.db", "SELECT 1", r"absent\.db: is no file; mend the path of the database"),
         ("sqlite:///file:absent.db?uri=true", "SELECT 1", r"absent\.db: is no file"),
-        ("postgresql+psycopg://u:hunter2@127.0.0.1:1/shop", "SELECT 1", "nothing answers at host and port; look whether"),
+        (
+            "postgresql+psycopg://u:hunter2@127.0.0.1:1/shop",
+            "SELECT 1",
+            "nothing answers at host and port; look whether",
+        ),
         ("sqlite:///there.db", "SELECT absent FROM visits", "source.query failed"),
         ("sqlite:///file:there.db?mode=ro&uri=true", "SELECT absent FROM visits", "source.query failed"),
         ("postgresql://h:port/shop", "SELECT 1", "is not a usable SQLAlchemy URL"),
