@@ -159,7 +159,7 @@ def _by_record(draw: Callable[..., Any]) -> Callable[..., Any]:
 
     def drawn(jobs: Any) -> Any:
         sample = draw(jobs)
-        return replace(sample, user=np.arange(len(sample.user)))
+        return replace(sample, records=replace(sample.records, user=np.arange(len(sample.records.user))))
 
     return drawn
 
