@@ -131,8 +131,8 @@ def predictions(
             frame["target"], frame["prediction"] = task.in_unit(records.labels), task.in_unit(own[:, 0])
         else:
             frame["label"] = records.labels
-            for number, column in enumerate(own.T):
-                frame[f"p{number}"] = column
+            names = [f"p{number}" for number in range(own.shape[1])]
+            frame = pd.concat([frame, pd.DataFrame(own, columns=names)], axis=1)
         for name in columns:
             frame[f"{GROUP_PREFIX}{name}"] = [of.get(user, {}).get(name, "") for user in users]
         if truth is not None:
