@@ -111,7 +111,7 @@ def test_memory_does_not_grow_with_events_that_no_history_needs(
         assert [len(example.events) for example in examples] == [MOST] * USERS
         return most
 
-    peak(1_000)  # Imports, and what is made once.
+    peak(5_000)  # Imports, and what is made once.
     few, many = peak(5_000), peak(20_000)
     # Held whole, the 15000 further events alone would take more than 4 MB.
     assert many < few + 1_000_000, (few, many)
