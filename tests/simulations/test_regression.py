@@ -37,9 +37,9 @@ def test_a_cell_of_ratings(write_experiment: WriteExperiment, tmp_path: Path) ->
     assert exact["root_mean_squared_error"] == pytest.approx(
         root_mean_squared_error(frame["target"], frame["prediction"])
     )
-    # Everybody has as many records, and without noise the table differs by its bins alone.
+    # So few users that the table may say nothing of them; what it says differs by its bins alone, without noise.
     told = outcome.result["noised_metrics"]["2"]["mean_absolute_error"]
-    assert told["value"] == pytest.approx(absolute, abs=0.15)
+    assert told is None or told["value"] == pytest.approx(absolute, abs=0.15)
     condition = Condition("federated", float("inf"), "none", "natural", "fedavg")
     results = analyse([CellPredictions(condition, 0, frame)], replicates=50)
     shown = found(results, kind="level", scope="overall", metric="mean_absolute_error", statistic="value")
