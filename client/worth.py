@@ -33,6 +33,7 @@ from fedprofile.client.sources import read_examples
 from fedprofile.client.training import PrivateTrainer, TrainingSettings
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
+from fedprofile.common.estimates import Interval
 from fedprofile.common.interactions import EncodedRecords, encode
 from fedprofile.common.modeling.base import load_base, resolve_base
 from fedprofile.common.modeling.prefix_cache import PrefixCache
@@ -54,34 +55,11 @@ Weights = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % bootstrap interval over users.
-
-    Args:
-        value: Of all users.
-        low: 2.5 % of resamples are below.
-        high: 2.5 % of resamples are above.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    @property
-    def signed(self) -> str:
-        """As a difference."""
-        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
-
-
-@dataclass(frozen=True)
 class Worth:
     """What each way came to.
 
     Args:
-        measure: "AUC" or "accuracy".
+        measure: "AUC" or "accuracy"; intervals are 95 % bootstrap intervals over users.
         users: Evaluation users.
         round: After which round the adapter is.
         ways: The measure of each way that could be tried.
@@ -91,8 +69,8 @@ class Worth:
     measure: str
     users: int
     round: int
-    ways: dict[str, Estimate]
-    gains: dict[str, Estimate]
+    ways: dict[str, Interval]
+    gains: dict[str, Interval]
 
     @property
     def advice(self) -> str:
@@ -101,21 +79,21 @@ class Worth:
         better = [name for name, gain in others.items() if gain.low > 0]
         best = max(others, key=lambda name: self.ways[name].value)
         if len(better) == len(others) and self.gains[NO_MODEL].low > 0:
-            return f"Use the federation's adapter: it is better than {best} by {others[best].signed}."
+            return f"Use the federation's adapter: it is better than {best} by {_signed(others[best])}."
         if self.ways[best].low <= self.ways[NO_MODEL].value and self.gains[NO_MODEL].low <= 0:
             return "Use none of them: no way is better than no model on these users."
         if others[best].high < 0:
             return f"Use {best}: the federation is worse by {(-others[best].value):.3f}."
         return (
             f"Use {best}: on these {self.users} users no difference to the federation is seen "
-            f"({others[best].signed}), and it is simpler."
+            f"({_signed(others[best])}), and it is simpler."
         )
 
     def as_text(self) -> str:
         """For a person."""
         lines = [f"{self.measure} on {self.users} evaluation users, 95 % intervals; adapter after round {self.round}:"]
         for name, estimate in self.ways.items():
-            gain = f"   the federation is {self.gains[name].signed} from it" if name in self.gains else ""
+            gain = f"   the federation is {_signed(self.gains[name])} from it" if name in self.gains else ""
             lines.append(f"  {name:16}  {estimate}{gain}")
         lines.append(self.advice)
         lines.append("These figures are exact and covered by no epsilon: they are yours and not to be passed on.")
@@ -202,9 +180,9 @@ def judge(records: EncodedRecords, scores: dict[str, Scores], task: LabelsTask, 
         measure="AUC" if task.kind == "binary" else "accuracy",
         users=len(records.users),
         round=number,
-        ways={name: _estimate(values[name], resampled[name]) for name in ordered},
+        ways={name: _interval(values[name], resampled[name]) for name in ordered},
         gains={
-            name: _estimate(values[FEDERATION] - values[name], resampled[FEDERATION] - resampled[name])
+            name: _interval(values[FEDERATION] - values[name], resampled[FEDERATION] - resampled[name])
             for name in ordered
             if name != FEDERATION
         },
@@ -287,6 +265,10 @@ def _accuracy(scores: Scores, labels: Labels, weights: Weights) -> float:
     return float(accuracy_score(labels, scores.argmax(axis=1), sample_weight=weights))
 
 
-def _estimate(value: float, resampled: NDArray[np.float64]) -> Estimate:
+def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return Estimate(float(value), float(low), float(high))
+    return Interval(float(value), float(low), float(high))
+
+
+def _signed(gain: Interval) -> str:
+    return f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprofile.common.card import CategoricalFeature, FeaturesSpec, NumericFeature, VectorFeature
+from fedprofile.common.feature_specs import CategoricalFeature, FeaturesSpec, NumericFeature, VectorFeature
 
 
 def expand(values: NDArray[np.float64], feature: NumericFeature) -> NDArray[np.float64]:
@@ -20,7 +20,7 @@ def expand(values: NDArray[np.float64], feature: NumericFeature) -> NDArray[np.f
         [n, feature.width]: the position on the range, or the hat functions of its ends and knots, which sum to 1;
         zeros where there is no value.
 
-    >>> from fedprofile.common.card import NumericFeature
+    >>> from fedprofile.common.feature_specs import NumericFeature
     >>> expand(np.array([15.0, np.nan]), NumericFeature(name="x", low=0, high=20, knots=(10,))).tolist()
     [[0.0, 0.5, 0.5], [0.0, 0.0, 0.0]]
     >>> expand(np.array([9.0]), NumericFeature(name="x", low=0, high=99, scale="log")).tolist()
@@ -52,7 +52,7 @@ def bound(vector: Sequence[float], feature: VectorFeature) -> NDArray[np.float64
     Returns:
         [feature.width], each between -1 and 1; with `norm` also of an L2 norm of at most 1.
 
-    >>> from fedprofile.common.card import VectorFeature
+    >>> from fedprofile.common.feature_specs import VectorFeature
     >>> bound((0.0, 5.0, 99.0), VectorFeature(name="x", width=3, low=0, high=10)).tolist()
     [-1.0, 0.0, 1.0]
     >>> bound((3.0, 4.0), VectorFeature(name="x", width=2, norm=10)).tolist()

@@ -16,9 +16,16 @@ from rich.table import Table
 
 from fedprofile.common.card import FederationCard
 from fedprofile.common.config import validate
+from fedprofile.common.errors import ConfigError
+from fedprofile.common.tasks import BinaryTask, TaskSpec
+from fedprofile.server.evaluation import headline
 from fedprofile.server.status import read_status
 from fedprofile.simulations.rehearsal import Rehearsal, export, prepare, run
 from fedprofile.simulations.scenarios import Scenario, load_scenario
+
+
+SHOWN_LABELS = 5
+"""Of a prediction on the screen, the most likely ones; `predict` gives all."""
 
 
 def run_demo(
@@ -43,6 +50,10 @@ def run_demo(
     root = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     console = Console(stderr=json_output, soft_wrap=True)
     scenario = _shortened(load_scenario(dataset, data_dir, seed), rounds)
+    if compare and not isinstance(scenario.card.task, BinaryTask):
+        raise ConfigError(
+            f"--compare: compares areas under curves of binary tasks; this one is {scenario.card.task.kind}."
+        )
     console.print(
         f"A federation '{scenario.card.name}' of {len(scenario.tenants)} tenants on this machine, in {root}. "
         f"Nothing of it is private towards you: you own all the data."
@@ -59,10 +70,10 @@ def run_demo(
         verdict = judge(rehearsal, seed=seed, compare=compare)
         exported.result()
     summary = _summary(rehearsal, seconds)
-    summary["exact_metrics"] = {"auc": verdict.auc, "private": False, "users": verdict.users}
+    summary["exact_metrics"] = {**verdict.exact, "private": False, "users": verdict.users}
     summary["comparison"] = verdict.comparison
     (root / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    _show(console, summary, verdict.predictions)
+    _show(console, summary, verdict.predictions, scenario.card.task)
     console.print(
         f"\nEverything is in {root}; `flower-client budget --dir {root}/tenants/NAME` shows a tenant's ledger."
     )
@@ -133,7 +144,7 @@ def _summary(rehearsal: Rehearsal, seconds: float) -> dict[str, Any]:
     }
 
 
-def _show(console: Console, summary: dict[str, Any], predictions: list[dict[str, Any]]) -> None:
+def _show(console: Console, summary: dict[str, Any], predictions: list[dict[str, Any]], task: TaskSpec) -> None:
     title = f"{summary['federation']}: {summary['rounds']} rounds in {summary['seconds']:.0f} s"
     table = Table(title=title, box=box.SIMPLE_HEAD)
     for column in ("tenant", "declared", "epsilon cap", "spent", "delta", "releases", "refused"):
@@ -149,9 +160,11 @@ def _show(console: Console, summary: dict[str, Any], predictions: list[dict[str,
         if name in summary["metrics"]:
             console.print(f"{name} from the noised tables: {_interval(summary['metrics'][name])}")
     exact = summary["exact_metrics"]
-    console.print(f"exact auc over {exact['users']} evaluation users (NOT private: a rehearsal): {exact['auc']:.3f}")
+    name = headline(task)
+    console.print(f"exact {name} over {exact['users']} evaluation users (NOT private: a rehearsal): {exact[name]:.3f}")
     for name, values in summary["comparison"].items():
         console.print(f"  {name}: exact auc {values['auc']:.3f}")
     for prediction in predictions:
         columns = ", ".join(f"{name} {value}" for name, value in prediction["columns"].items())
-        console.print(f"prediction: {prediction['text']!r}; {columns} -> {prediction['probabilities']}")
+        likely = sorted(prediction["probabilities"].items(), key=lambda item: -item[1])[:SHOWN_LABELS]
+        console.print(f"prediction: {prediction['text']!r}; {columns} -> {dict(likely)}")

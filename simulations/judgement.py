@@ -6,12 +6,14 @@ None of it is private; a deployment has the noised tables and nothing else.
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.sources import read_examples
 from fedprofile.common.adapters import read_arrays
 from fedprofile.common.interactions import encode
+from fedprofile.simulations.cell_results import exact_metrics
 from fedprofile.simulations.comparison import Comparison
-from fedprofile.simulations.federation import exact_auc
 from fedprofile.simulations.rehearsal import Rehearsal
 from fedprofile.simulations.shared_base import SharedBase
 from fedprofile.simulations.tenants import TenantExamples
@@ -26,13 +28,13 @@ class Judgement:
     """The result of `judge`.
 
     Args:
-        auc: Exact, over all tenants' evaluation users.
+        exact: Over all tenants' evaluation users; see `fedprofile.simulations.cell_results.exact_metrics`.
         users: How many evaluation users.
         predictions: A few, with text and columns as the model has them; of generated or public data.
         comparison: Name -> {"auc"} of what else was possible; empty where it was not asked for.
     """
 
-    auc: float
+    exact: dict[str, float | int | None]
     users: int
     predictions: list[dict[str, Any]] = field(repr=False)
     comparison: dict[str, dict[str, float]]
@@ -55,8 +57,9 @@ def judge(rehearsal: Rehearsal, *, seed: int, compare: bool) -> Judgement:
     tenants = [_read(rehearsal, name) for name in rehearsal.tenants]
     arrays = read_arrays(rehearsal.server.adapter)
     evaluation = [tenant.encoded(card, base.tokenizer).records.evaluation for tenant in tenants]
-    auc = exact_auc(model, cache, arrays, evaluation)
     model.set_arrays(arrays)
+    scores = np.concatenate([model.predict(part, cache) for part in evaluation])
+    exact = exact_metrics(scores, np.concatenate([part.labels for part in evaluation]), card.task)
     few = [example for example in tenants[0].examples if tenants[0].evaluation_user(example.user)][:PREDICTIONS]
     records = encode(few, card, base.tokenizer)
     predictions = [
@@ -71,7 +74,7 @@ def judge(rehearsal: Rehearsal, *, seed: int, compare: bool) -> Judgement:
     if compare:
         ways = Comparison(card, base, tenants, seed=seed).ways()
         comparison = {name: {"auc": ways[name]()} for name in COMPARED}
-    return Judgement(auc, sum(len(part.users) for part in evaluation), predictions, comparison)
+    return Judgement(exact, sum(len(part.users) for part in evaluation), predictions, comparison)
 
 
 def _read(rehearsal: Rehearsal, name: str) -> TenantExamples:

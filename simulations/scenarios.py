@@ -122,7 +122,7 @@ def load_scenario(
     if name in GENERATED:
         return _with_configs(CARDS[name], _generated(name, seed, options or {}))
     if data_dir is None:
-        raise ConfigError("--dataset needs --data-dir, the folder that holds the data set as its owner published it.")
+        raise ConfigError(f"data set '{name}' needs --data-dir, the folder that holds it as its owner published it.")
     tenants = tuple(
         ScenarioTenant(tenant.name, rounded(tenant.users), tenant.write)
         for tenant in load_dataset(name, data_dir, options)

@@ -19,9 +19,10 @@ from fedprofile.client.cells import CellError, read_vector
 from fedprofile.client.sources import read_examples, read_usable
 from fedprofile.client.tables import UNREADABLE
 from fedprofile.client.training import PrivateTrainer, TrainingSettings
-from fedprofile.common.card import FeaturesSpec, FederationCard
+from fedprofile.common.card import FederationCard
 from fedprofile.common.config import validate
 from fedprofile.common.errors import ConfigError, DataError
+from fedprofile.common.feature_specs import FeaturesSpec
 from fedprofile.common.features import encode_features
 from fedprofile.common.interactions import EncodedRecords, Example, encode
 from fedprofile.common.modeling.prefix_cache import PrefixCache

@@ -12,7 +12,8 @@ from tests.client.test_commands import Home, card, home, joined_folder, visits  
 from fedprofile.client.agreement import read_agreed
 from fedprofile.client.received import AdapterFolder
 from fedprofile.client.site import load_model
-from fedprofile.client.worth import COLUMNS, FEDERATION, NO_MODEL, OWN_DATA, Estimate, Worth, judge
+from fedprofile.client.worth import COLUMNS, FEDERATION, NO_MODEL, OWN_DATA, Worth, judge
+from fedprofile.common.estimates import Interval
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.tasks import BinaryTask, MulticlassTask
 
@@ -50,7 +51,7 @@ def test_areas_are_scikit_learns_and_a_gain_is_paired() -> None:
     assert found.gains[OWN_DATA].low > 0 and "Use the federation's adapter" in found.advice
     # The same scores twice differ by nothing in every resample: the two are judged on the same users.
     twice = judge(_records(list(range(300)), labels.tolist()), scores | {OWN_DATA: scores[FEDERATION]}, BINARY, 7)
-    assert twice.gains[OWN_DATA] == Estimate(0.0, 0.0, 0.0) and "simpler" in twice.advice
+    assert twice.gains[OWN_DATA] == Interval(0.0, 0.0, 0.0) and "simpler" in twice.advice
 
 
 def test_a_user_weighs_the_same_however_many_records_there_are() -> None:
@@ -73,9 +74,9 @@ def test_a_user_weighs_the_same_however_many_records_there_are() -> None:
 def test_the_advice_follows_from_the_intervals(
     own: float, gain: tuple[float, float, float], above_none: tuple[float, float, float], told: str
 ) -> None:
-    ways = {NO_MODEL: Estimate(0.5, 0.5, 0.5), OWN_DATA: Estimate(own, own - 0.05, own + 0.05)}
-    ways[FEDERATION] = Estimate(own + gain[0], 0, 1)
-    found = Worth("AUC", 100, 3, ways, {NO_MODEL: Estimate(*above_none), OWN_DATA: Estimate(*gain)})
+    ways = {NO_MODEL: Interval(0.5, 0.5, 0.5), OWN_DATA: Interval(own, own - 0.05, own + 0.05)}
+    ways[FEDERATION] = Interval(own + gain[0], 0, 1)
+    found = Worth("AUC", 100, 3, ways, {NO_MODEL: Interval(*above_none), OWN_DATA: Interval(*gain)})
     assert told in found.advice
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.preprocessing import OneHotEncoder, SplineTransformer
 
-from fedprofile.common.card import FeaturesSpec
+from fedprofile.common.feature_specs import FeaturesSpec
 from fedprofile.common.features import encode_features
 
 

@@ -5,13 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.simulations.published import DATA
+from tests.simulations.published import DATA, with_data
 from tests.simulations.test_movielens import write_100k
 
 from fedprofile.client.judgement import Judgement
 from fedprofile.common.card import load_card
+from fedprofile.common.errors import ConfigError
 from fedprofile.common.modeling.base import hash_base
 from fedprofile.common.tenant import load_tenant_file
+from fedprofile.simulations.demo import run_demo
 from fedprofile.simulations.experiment import load_experiment
 from fedprofile.simulations.scenarios import CARDS, CONFIGS, is_generated
 from fedprofile.simulations.sweep import run_experiment
@@ -80,3 +82,20 @@ def test_it_runs(name: str, tiny_base: Path, tmp_path: Path) -> None:
     assert len(cell["tenants"]) >= 2
     assert all(0 < tenant["spent"]["epsilon"] <= 3.01 for tenant in cell["tenants"])
     assert "Findings" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+@with_data
+def test_a_comparison_of_areas_is_refused_where_there_is_no_area(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="of binary tasks; this one is multiclass"):
+        run_demo(
+            out=tmp_path / "out",
+            dataset="clinc150",
+            data_dir=DATA,
+            epsilon=None,
+            rounds=None,
+            seed=0,
+            split_seed=None,
+            compare=True,
+            json_output=False,
+        )
+    assert not (tmp_path / "out").exists()
