@@ -23,7 +23,6 @@ from fedprofile.server.status import read_status
 from fedprofile.simulations.rehearsal import Rehearsal, export, prepare, run
 from fedprofile.simulations.scenarios import Scenario, load_scenario
 
-
 SHOWN_LABELS = 5
 """Of a prediction on the screen, the most likely ones; `predict` gives all."""
 
