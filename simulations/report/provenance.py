@@ -23,8 +23,8 @@ OF_EVERY_REPORT = (
     "they were independent. They are judged on the same users, so that these intervals are rather too wide.",
     f"Numbers that stand on {SUPPRESSED} are not shown. That keeps small groups out of sight, but it is no guarantee: "
     "what is not shown may follow from the difference of numbers that are.",
-    "Training alone gives each tenant a model of its own. An area under the curve over all tenants rewards these models "
-    "for their tenants' base rates as well, where labels differ between tenants: compare within tenants.",
+    "Training alone gives each tenant a model of its own. An area under the curve over all tenants rewards these "
+    "models for their tenants' base rates as well, where labels differ between tenants: compare within tenants.",
     "Every metric is exact over evaluation users whose labels are known. A deployed federation has noised tables and "
     "nothing else.",
     "Randomness comes from seeds and not from the system's secure source. Strategy, client logic and accountant are "
