@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from fedprofile.client.directory import TenantDirectory
 from fedprofile.client.judgement import REVIEW, Judgement, review_list
 from fedprofile.client.output_files import refuse_own_file, require_new, write_new
+from fedprofile.client.profiler import Profiler
 from fedprofile.client.received import AdapterFolder
-from fedprofile.client.site import load_model
 from fedprofile.client.sources import read_examples
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
-from fedprofile.common.interactions import encode, history_pieces
+from fedprofile.common.interactions import history_pieces
 from fedprofile.common.tasks import RegressionTask, TaskSpec
 from fedprofile.common.tenant import FileSource, TenantFile
 
@@ -124,23 +124,19 @@ def predict_file(directory: TenantDirectory, card: FederationCard, tenant: Tenan
         DataError: Rows are wrong.
     """
     tenant = _over(tenant, card, path)
-    adapters = AdapterFolder(directory, card.hash)
-    adapters.require()
+    AdapterFolder(directory, card.hash).require()
     try:
         path.open("rb").close()
     except OSError as error:
         raise ConfigError(
             f"--input {path}: cannot be read ({error.strerror}); give a file with the rows to predict for."
         ) from error
-    judgement = None if tenant.judgement is None else Judgement.of(tenant.judgement, card, directory.root)
     examples = read_examples(tenant, card, directory.root, labelled=False)
-    model, tokenizer = load_model(card, tenant, directory.root)
-    number, arrays = adapters.newest(model.layout())
-    model.set_arrays(arrays)
-    records = encode(examples, card, tokenizer)
+    profiler = Profiler.open(directory, card, tenant)
     users = tuple(example.user for example in examples)
     texts = tuple("".join(history_pieces(example, card.history)) for example in examples)
-    return Predictions(number, card.hash, card.task, users, model.predict(records), texts, judgement)
+    scores = profiler.scores(examples)
+    return Predictions(profiler.round, card.hash, card.task, users, scores, texts, profiler.judgement)
 
 
 def check_output(path: Path, directory: TenantDirectory, tenant: TenantFile, option: str = "--output") -> None:
