@@ -18,12 +18,16 @@ from fedprofile.client.received import AdapterFolder
 from fedprofile.client.sources import read_examples
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
-from fedprofile.common.interactions import history_pieces
-from fedprofile.common.tasks import RegressionTask, TaskSpec
+from fedprofile.common.interactions import Example, history_pieces
+from fedprofile.common.tasks import MultilabelTask, RankingTask, RegressionTask, TaskSpec
 from fedprofile.common.tenant import FileSource, TenantFile
 
 KINDS = get_args(FileSource.model_fields["kind"].annotation)
 OUTPUTS = (".csv", ".jsonl", ".json")
+LIKELY = 0.5
+"""The probability from which a record is said to have a label that excludes no other."""
+BEST = 10
+"""Candidates of a ranking that are named, the best first."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Predictions:
         task: The card's.
         users: One for each record, in the input's order.
         scores: [n, outputs]; see `fedprofile.common.modeling.head.scores`.
-        texts: What the model saw of each record, before it was cut to the card's length.
+        texts: What the model saw of each record, before it was cut to the card's length; none where nothing is judged.
         judgement: The tenant's; None gives every record's most likely label.
     """
 
@@ -77,12 +81,24 @@ class Predictions:
         )
 
     def as_csv(self) -> str:
-        """A header, and one line a record."""
+        """A header, and one line a record; of a ranking one line for each of the best candidates."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         if isinstance(self.task, RegressionTask):
             writer.writerow(["user", self.task.target])
             writer.writerows([row["user"], f"{row[self.task.target]:.6g}"] for row in self.as_rows())
+            return buffer.getvalue()
+        if isinstance(self.task, RankingTask):
+            writer.writerow(["user", "rank", "candidate", "score"])
+            for row in self.as_rows():
+                for rank, best in enumerate(row["best"], start=1):
+                    writer.writerow([row["user"], rank, best["candidate"], f"{best['score']:.6f}"])
+            return buffer.getvalue()
+        if isinstance(self.task, MultilabelTask):
+            writer.writerow(["user", "labels", *(f"p({label})" for label in self.task.labels)])
+            for row in self.as_rows():
+                values = (f"{value:.6f}" for value in row["probabilities"].values())
+                writer.writerow([row["user"], self.task.separator.join(row["labels"]), *values])
             return buffer.getvalue()
         judged = self._judged()
         names = list(judged[0]) if judged else []
@@ -97,6 +113,14 @@ class Predictions:
         task = self.task
         if isinstance(task, RegressionTask):
             return {task.target: float(task.in_unit(row)[0])}
+        if isinstance(task, RankingTask):
+            best = np.argsort(-row, kind="stable")[:BEST]
+            return {"best": [{"candidate": task.candidates[place], "score": float(row[place])} for place in best]}
+        if isinstance(task, MultilabelTask):
+            return {
+                "labels": [label for label, value in zip(task.labels, row, strict=True) if value >= LIKELY],
+                "probabilities": dict(zip(task.labels, map(float, row), strict=True)),
+            }
         return {
             "label": task.outputs[int(row.argmax())],
             "probabilities": {label: float(value) for label, value in zip(task.outputs, row, strict=True)},
@@ -134,7 +158,8 @@ def predict_file(directory: TenantDirectory, card: FederationCard, tenant: Tenan
     examples = read_examples(tenant, card, directory.root, labelled=False)
     profiler = Profiler.open(directory, card, tenant)
     users = tuple(example.user for example in examples)
-    texts = tuple("".join(history_pieces(example, card.history)) for example in examples)
+    # For the review list alone, which a ranking has none of.
+    texts = () if tenant.judgement is None else tuple(_text(example, card) for example in examples)
     scores = profiler.scores(examples)
     return Predictions(profiler.round, card.hash, card.task, users, scores, texts, profiler.judgement)
 
@@ -184,6 +209,10 @@ def write_review(predictions: Predictions, path: Path) -> int:
     """
     write_new(path, predictions.as_review(json_lines=path.suffix != ".csv").encode(), "--review")
     return predictions.decisions.count(REVIEW)
+
+
+def _text(example: Example, card: FederationCard) -> str:
+    return "".join(history_pieces(example, card.history))
 
 
 def _over(tenant: TenantFile, card: FederationCard, path: Path) -> TenantFile:

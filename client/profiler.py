@@ -12,6 +12,7 @@ from fedprofile.client.judgement import Judgement
 from fedprofile.client.received import AdapterFolder
 from fedprofile.client.site import load_model
 from fedprofile.common.adapters import arrays_hash
+from fedprofile.common.candidates import as_questions
 from fedprofile.common.card import FederationCard
 from fedprofile.common.interactions import Example, encode
 from fedprofile.common.modeling.profile_model import ProfileModel
@@ -69,6 +70,7 @@ class Profiler:
             examples: n of them; labels are not looked at.
 
         Returns:
-            [n, outputs]; see `fedprofile.common.modeling.head.scores`.
+            [n, outputs]; see `fedprofile.common.modeling.head.scores`. Of a ranking the whole catalogue's.
         """
-        return self.model.predict(encode(examples, self.card, self.tokenizer))
+        records = encode(as_questions(examples, self.card.task), self.card, self.tokenizer)
+        return self.model.predict(records).reshape(len(examples), len(self.card.task.outputs))

@@ -160,7 +160,7 @@ class _Reader:
         self._tenant, self._columns, self._labelled, self._strict = tenant, tenant.columns, labelled, strict
         self._numbers = card.history.numbers | {feature.name for feature in card.features.numeric}
         self._widths = {feature.name: feature.width for feature in card.features.vectors}
-        self._record_columns = template_columns(card.history.record) | card.features.columns
+        self._record_columns = card.record_columns
         self._event_columns = template_columns(card.history.event)
         self._read_label, self._unknown = label_reader(card.task), card.task.unknown
         group = card.task.group

@@ -9,7 +9,7 @@ import json
 
 from fedprofile.client.directory import populations_folder
 from fedprofile.common.card import FederationCard
-from fedprofile.common.tasks import RegressionTask
+from fedprofile.common.tasks import MultilabelTask, RankingTask, RegressionTask
 
 DEFAULT_EPSILON = 3.0
 
@@ -127,6 +127,10 @@ def _label(card: FederationCard) -> str:
     task = card.task
     if isinstance(task, RegressionTask):
         return f"{_listed(task.outputs)}, a number; below {task.low:g} and above {task.high:g} it is clipped"
+    if isinstance(task, RankingTask):
+        return f"what was chosen, one of the {len(task.candidates)} candidates, such as {_listed(task.candidates[:3])}"
+    if isinstance(task, MultilabelTask):
+        return f"any of these, with {_text(task.separator)} between them, or empty: {_listed(task.labels)}"
     return f"one of: {_listed(task.outputs)}"
 
 

@@ -29,12 +29,12 @@ from fedprofile.server.history import RoundRecord, metrics_as_dict
 from fedprofile.simulations.arms import ArmResult, pooled, run_alone
 from fedprofile.simulations.cell_results import (
     PreparedCell,
-    exact_metrics,
     people,
     picture,
     predictions,
     thresholds,
 )
+from fedprofile.simulations.exact_metrics import exact_metrics
 from fedprofile.simulations.experiment import Cell, DataSpec, EngineSpec, Experiment
 from fedprofile.simulations.federation import run_in_process
 from fedprofile.simulations.known_population import bayes_probability, known_population

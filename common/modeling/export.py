@@ -29,7 +29,7 @@ from fedprofile.common.adapters import AdapterError, Arrays, check_arrays, read_
 from fedprofile.common.errors import InputError
 from fedprofile.common.interactions import EncodedRecords, Value
 from fedprofile.common.modeling.profile_model import HEAD_BIAS, HEAD_WEIGHT, ProfileModel
-from fedprofile.common.tasks import RegressionTask
+from fedprofile.common.tasks import RankingTask, RegressionTask
 
 FORMAT = "fedprofile-head/1"
 HEAD_JSON = "head.json"
@@ -145,7 +145,7 @@ def compare_in_fresh_process(
         raise AdapterError(f"{folder}: the exported loader fails: {(ran.stderr.strip().splitlines() or ['?'])[-1]}")
     printed = [json.loads(line) for line in ran.stdout.splitlines()]
     task, expected = model.card.task, model.predict(records)
-    found = np.array([[row[output] for output in task.outputs] for row in printed])
+    found = np.array([[row[name] for name in task.logit_names] for row in printed])
     if isinstance(task, RegressionTask):
         found, expected = found / task.width, task.in_unit(expected) / task.width
     return float(np.abs(found - expected).max(initial=0.0))
@@ -174,7 +174,8 @@ def head_description(model: ProfileModel) -> dict[str, Any]:
         "federation": card.name,
         "card": card.hash,
         "task": card.task.kind,
-        "labels": list(card.task.outputs),
+        "labels": list(card.task.logit_names),
+        "candidates": list(card.task.candidates) if isinstance(card.task, RankingTask) else None,
         "range": [card.task.low, card.task.high] if isinstance(card.task, RegressionTask) else None,
         "adapter": not model.caches_pooled,
         "base": card.base.model_dump(),
