@@ -93,6 +93,32 @@ def test_a_regression_agrees_in_the_targets_own_unit(
     assert json.loads((tmp_path / "out" / "head.json").read_text())["range"] == [-50, 350]
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"kind": "multilabel", "labels": ["drama", "comedy", "war"]},
+        {"kind": "ranking", "candidates": ["Alien", "Dune"], "negatives": 1, "cutoff": 1},
+    ],
+)
+def test_labels_and_candidates_that_do_not_exclude_one_another_agree(
+    task: dict[str, Any], make_kind: MakeModel, stir: Stir, tiny_base: Path, tmp_path: Path
+) -> None:
+    plain: dict[str, Any] = {"numeric": [], "categorical": []}
+    ranked = task["kind"] == "ranking"
+    model = make_kind(
+        task,
+        features=plain if ranked else FEATURES,
+        history={"record": "{text}{candidate}" if ranked else "{text}", "event": ""},
+    )
+    stir(model)
+    write_adapter_folder(model, tmp_path / "out", rounds=2, tenants=TENANTS)
+    columns = [{} for _ in COLUMNS] if ranked else COLUMNS
+    examples = [Example("u", {"text": text, "candidate": "", **row}) for text, row in zip(TEXTS, columns, strict=True)]
+    records = encode(examples, model.card, model.tokenizer)
+    assert np.ptp(model.predict(records)) > 0.01
+    assert compare_in_fresh_process(model, tmp_path / "out", tiny_base, TEXTS, columns, records) < 1e-6
+
+
 def test_a_decoder_agrees_too(
     card_data: Callable[..., dict[str, Any]],
     make_family: Callable[[str], tuple[PreTrainedModel, dict[str, Any]]],
