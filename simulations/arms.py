@@ -57,6 +57,8 @@ class ArmResult:
 def pooled(tenants: Sequence[TenantExamples]) -> TenantExamples:
     """All tenants' users as one tenant's; who is an evaluation user anywhere is one here.
 
+    Of so many users a promise must have a smaller delta where the tenants' own would be above one in ten times as many.
+
     Args:
         tenants: At least one; settings are the first one's.
     """
@@ -65,7 +67,15 @@ def pooled(tenants: Sequence[TenantExamples]) -> TenantExamples:
     }
     everyone = [example for tenant in tenants for example in tenant.examples]
     users = len({example.user for example in everyone})
-    first = tenants[0].with_settings({"population": {"name": POOLED, "declared_users": rounded(users)}})
+    own, declared = tenants[0].settings, rounded(users)
+    largest = 1 / (10 * declared)
+    first = tenants[0].with_settings(
+        {
+            "population": {"name": POOLED, "declared_users": declared},
+            "budget": {"delta": min(own.life_delta, largest)},
+            "run": {"delta": min(own.run_delta, largest)},
+        }
+    )
     return replace(first, name=POOLED, examples=everyone, evaluation_user=held_out.__contains__)
 
 
