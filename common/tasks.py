@@ -321,6 +321,10 @@ class RankingTask(TaskSpec):
         chosen: Labels = (numbers % self.rows_per_record == 0).astype(np.int64)
         return chosen
 
+    def shares(self, known: Labels, records: int) -> dict[str, float]:
+        """See `TaskSpec`; nothing, for there are as many chosen candidates in any data."""
+        return {}
+
     @property
     def names(self) -> tuple[str, ...]:
         """Of a row."""
