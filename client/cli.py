@@ -243,6 +243,46 @@ def predict(
 
 
 @app.command()
+def explain(
+    directory: Directory,
+    rows: Annotated[Path, typer.Option("--input", help="CSV, JSON Lines or Parquet with the source's columns.")],
+    user: Annotated[str | None, typer.Option("--user", help="Only the rows of this user.")] = None,
+    method: Annotated[str, typer.Option("--method", help="ablation, or shapley: slower, and its effects add up.")] = (
+        "ablation"
+    ),
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Random orders, of shapley.")] = 25,
+    label: Annotated[
+        str | None, typer.Option("--label", help="Whose probability; default the second of two, or the likeliest.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="A .html, .txt or .jsonl file instead of the screen.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which events drove each prediction: what the model says with them and without. Stays here."""
+    from fedprofile.client.agreement import read_agreed
+    from fedprofile.client.directory import TenantDirectory
+    from fedprofile.common.errors import DataError
+
+    place = TenantDirectory(directory)
+    tenant, (card, _) = place.read_tenant_file(), read_agreed(place)
+    from fedprofile.client.explanation_files import ENDINGS, explain_file, write_explanations
+    from fedprofile.client.prediction import check_output
+
+    if output is not None:
+        check_output(output, place, tenant, endings=ENDINGS)
+    try:
+        found = explain_file(place, card, tenant, rows, user=user, method=method, samples=samples, label=label)
+    except DataError as error:
+        raise error.in_full() from None
+    if output is None:
+        show("\n\n".join(one.as_text() for one in found), [one.as_dict() for one in found], as_json)
+        return
+    write_explanations(found, output)
+    show(f"{len(found)} explanations are in {output}.", {"explanations": len(found), "output": str(output)}, as_json)
+
+
+@app.command()
 def worth(directory: Directory, as_json: AsJson = False) -> None:
     """Was it worth it? The federation beside no model, own data and the columns, on your own users; stays here."""
     from fedprofile.client.directory import TenantDirectory

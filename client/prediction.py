@@ -147,15 +147,7 @@ def predict_file(directory: TenantDirectory, card: FederationCard, tenant: Tenan
             file's `[judgement]` does not fit the card.
         DataError: Rows are wrong.
     """
-    tenant = _over(tenant, card, path)
-    AdapterFolder(directory, card.hash).require()
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise ConfigError(
-            f"--input {path}: cannot be read ({error.strerror}); give a file with the rows to predict for."
-        ) from error
-    examples = read_examples(tenant, card, directory.root, labelled=False)
+    examples = read_questions(directory, card, tenant, path)
     profiler = Profiler.open(directory, card, tenant)
     users = tuple(example.user for example in examples)
     # For the review list alone, which a ranking has none of.
@@ -164,7 +156,26 @@ def predict_file(directory: TenantDirectory, card: FederationCard, tenant: Tenan
     return Predictions(profiler.round, card.hash, card.task, users, scores, texts, profiler.judgement)
 
 
-def check_output(path: Path, directory: TenantDirectory, tenant: TenantFile, option: str = "--output") -> None:
+def read_questions(directory: TenantDirectory, card: FederationCard, tenant: TenantFile, path: Path) -> list[Example]:
+    """The rows of a file to predict for; see `predict_file`."""
+    tenant = _over(tenant, card, path)
+    AdapterFolder(directory, card.hash).require()
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ConfigError(
+            f"--input {path}: cannot be read ({error.strerror}); give a file with the rows to predict for."
+        ) from error
+    return read_examples(tenant, card, directory.root, labelled=False)
+
+
+def check_output(
+    path: Path,
+    directory: TenantDirectory,
+    tenant: TenantFile,
+    option: str = "--output",
+    endings: tuple[str, ...] = OUTPUTS,
+) -> None:
     """Refuse an output that cannot be written, before the seconds that predicting takes.
 
     Args:
@@ -172,13 +183,14 @@ def check_output(path: Path, directory: TenantDirectory, tenant: TenantFile, opt
         directory: The tenant's.
         tenant: The tenant file.
         option: What it was typed for.
+        endings: That its name may have.
 
     Raises:
-        ConfigError: The file's ending is not one of `write_predictions`, it is there already, or it is one that the
+        ConfigError: The file's ending is not one of these, it is there already, or it is one that the
             client needs itself.
     """
-    if path.suffix not in OUTPUTS:
-        raise ConfigError(f"{option} {path}: give a name that ends in .csv or .jsonl.")
+    if path.suffix not in endings:
+        raise ConfigError(f"{option} {path}: give a name that ends in {' or '.join(endings[:2])}.")
     refuse_own_file(
         path, option, directory, ledger=directory.ledger_path(directory.read_segment().ledger), tenant=tenant
     )

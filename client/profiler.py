@@ -12,10 +12,11 @@ from fedprofile.client.judgement import Judgement
 from fedprofile.client.received import AdapterFolder
 from fedprofile.client.site import load_model
 from fedprofile.common.adapters import arrays_hash
-from fedprofile.common.candidates import as_questions
+from fedprofile.common.candidates import as_questions, with_candidate
 from fedprofile.common.card import FederationCard
 from fedprofile.common.interactions import Example, encode
 from fedprofile.common.modeling.profile_model import ProfileModel
+from fedprofile.common.tasks import RankingTask
 from fedprofile.common.tenant import TenantFile
 
 
@@ -74,3 +75,19 @@ class Profiler:
         """
         records = encode(as_questions(examples, self.card.task), self.card, self.tokenizer)
         return self.model.predict(records).reshape(len(examples), len(self.card.task.outputs))
+
+    def scores_of(self, examples: Sequence[Example], output: int) -> NDArray[np.float64]:
+        """The scores of one output; of a ranking, at the cost of one candidate and not of the catalogue.
+
+        Args:
+            examples: n of them.
+            output: Its place in the task's outputs.
+
+        Returns:
+            [n].
+        """
+        task = self.card.task
+        if not isinstance(task, RankingTask):
+            return self.scores(examples)[:, output]
+        rows = [with_candidate(example, task.candidates[output]) for example in examples]
+        return self.model.predict(encode(rows, self.card, self.tokenizer))[:, 0]

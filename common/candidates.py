@@ -54,7 +54,7 @@ def as_questions(examples: Sequence[Example], task: TaskSpec) -> list[Example]:
     """
     if not isinstance(task, RankingTask):
         return list(examples)
-    return [_row(example, name, -1) for example in examples for name in task.candidates]
+    return [with_candidate(example, name) for example in examples for name in task.candidates]
 
 
 def _beside_others(examples: Sequence[Example], task: RankingTask, card_hash: str) -> list[Example]:
@@ -67,15 +67,27 @@ def _beside_others(examples: Sequence[Example], task: RankingTask, card_hash: st
         key = f"{card_hash} candidates {number} ".encode() + example.user.encode("utf-8", "surrogatepass")
         draw = np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(key).digest(), "big")))
         if example.label < 0:
-            found += [_row(example, name, -1) for name in draw.choice(task.candidates, task.rows_per_record, False)]
+            found += [
+                with_candidate(example, name) for name in draw.choice(task.candidates, task.rows_per_record, False)
+            ]
             continue
         chosen = int(example.label)
         others = draw.choice(len(task.candidates) - 1, task.negatives, replace=False)
         others += others >= chosen
         places = np.insert(others, draw.integers(task.rows_per_record), chosen)
-        found += [_row(example, task.candidates[place], int(place == chosen)) for place in places]
+        found += [with_candidate(example, task.candidates[place], int(place == chosen)) for place in places]
     return found
 
 
-def _row(example: Example, candidate: str, label: int) -> Example:
+def with_candidate(example: Example, candidate: str, label: int = -1) -> Example:
+    """One row of a ranking.
+
+    Args:
+        example: The user's.
+        candidate: Its text.
+        label: 1 where it was chosen, 0 where it was not.
+
+    Returns:
+        The example with the candidate as a column of its row.
+    """
     return replace(example, row={**example.row, CANDIDATE: candidate}, label=label)
