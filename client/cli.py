@@ -144,6 +144,11 @@ def start(
         from fedprofile.client.participation import participate
 
         participate(place, agreement, examples, key, say, _stop_on_signals(), egress)
+    if agreement.tenant.adapters.accept == "not-worse":
+        from fedprofile.client.acceptance import judge_waiting
+
+        for verdict in judge_waiting(place):
+            say(str(verdict))
 
 
 @app.command()
@@ -283,6 +288,65 @@ def explain(
 
 
 @app.command()
+def adapters(
+    directory: Directory,
+    use: Annotated[
+        str | None, typer.Option("--use", metavar="ROUND", help="The round to roll back to, or `newest`.")
+    ] = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Judge what waits, on your own evaluation users; stays here.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The adapters received, with their hashes, and which one is used here; roll back or forward."""
+    from fedprofile.client.agreement import read_agreed
+    from fedprofile.client.directory import TenantDirectory
+    from fedprofile.client.received import AdapterFolder
+    from fedprofile.common.errors import ConfigError
+
+    place = TenantDirectory(directory)
+    tenant, (card, _) = place.read_tenant_file(), read_agreed(place)
+    folder = AdapterFolder(place, card.hash, tenant.adapters)
+    if judge:
+        from fedprofile.client.acceptance import judge_waiting
+
+        for verdict in judge_waiting(place):
+            print(verdict, file=sys.stderr)
+    if use is not None:
+        if use != "newest" and not use.isdecimal():
+            raise ConfigError(f"--use {use}: is not a round's number, and not `newest`.")
+        folder.use(None if use == "newest" else int(use))
+    used = folder.in_use()
+    rows = [{**version.model_dump(mode="json"), "in_use": version == used} for version in folder.versions()]
+    lines = [
+        f"{'*' if row['in_use'] else ' '} round {row['round']:>4}  {row['arrays_hash'][:16]}  {row['received']}  "
+        f"{row['state']}{', the final one' if row['final'] else ''}"
+        for row in rows
+    ]
+    show("\n".join(lines) or "No adapter has come yet.", rows, as_json)
+
+
+@app.command()
+def leave(
+    directory: Directory,
+    keep_adapters: Annotated[
+        bool, typer.Option("--keep-adapters", help="Keep what `predict` and `serve` need.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Leave without being asked.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """End taking part: delete key, activations, snapshot and replies. The ledger stays, with what was spent."""
+    from fedprofile.client.directory import TenantDirectory
+    from fedprofile.client.leaving import QUESTION, leave_federation
+
+    place = TenantDirectory(directory)
+    place.read_segment()
+    _ask("leave", QUESTION, yes, as_json)
+    done = leave_federation(place, keep_adapters=keep_adapters)
+    show(done.as_text(), done.as_dict(), as_json)
+
+
+@app.command()
 def worth(directory: Directory, as_json: AsJson = False) -> None:
     """Was it worth it? The federation beside no model, own data and the columns, on your own users; stays here."""
     from fedprofile.client.directory import TenantDirectory
@@ -402,7 +466,7 @@ def _write_off(place: "TenantDirectory", yes: bool, as_json: bool) -> None:
         question = f"Count this as spent for good, for population '{segment.population}'?"
         if ledger.only_claimed():
             question = f"{ONLY_CLAIMED} {question}"
-        _ask("--write-off", question, yes, as_json)
+        _ask("budget --write-off", question, yes, as_json)
         ledger.open_segment(segment.plan)
         entries = ledger.write_off()
     steps = sum(entry.steps for entry in entries)
@@ -439,7 +503,7 @@ def _raise_budget(
             print(f"Population {found.population}: what its users were promised, for life\n  was  {found.cap}")
             print(f"  is to be  {wanted}")
         question = f"Raise it for good? The promise so far would no longer hold for '{found.population}'."
-        _ask("--raise", question, yes, as_json)
+        _ask("budget --raise", question, yes, as_json)
         budget = ledger.raise_budget(wanted.epsilon, wanted.delta, reason)
     show(
         f"Raised, and kept in the ledger with its reason. Other directories over '{found.population}' must have the "
@@ -456,7 +520,7 @@ def _ask(option: str, question: str, yes: bool, as_json: bool) -> None:
     if yes:
         return
     if as_json or not sys.stdin.isatty():
-        raise ConfigError(f"budget {option} asks on a terminal; give --yes where there is none.")
+        raise ConfigError(f"{option} asks on a terminal; give --yes where there is none.")
     if not typer.confirm(question):
         raise PolicyRefusal("you did not agree; nothing was written.")
 

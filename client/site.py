@@ -199,7 +199,7 @@ def open_site(
                 "note: on this machine a record's last bits depend on the records beside it, so each is computed "
                 "alone; this is slow, and as private."
             )
-        adapters = AdapterFolder(directory, card.hash)
+        adapters = AdapterFolder(directory, card.hash, tenant.adapters)
         app = TenantApp(
             card=card,
             layout=model.layout(),

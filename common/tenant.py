@@ -142,6 +142,16 @@ class JudgementSpec(Frozen):
         return self
 
 
+class AdaptersSpec(Frozen):
+    """Which of the adapters that come are used here. The server is told nothing of it."""
+
+    accept: Literal["always", "not-worse"] = "always"
+    """`not-worse`: an adapter is used once it was judged, on the tenant's own evaluation users, not to be worse than
+    the one in use; see `fedprofile.client.acceptance`."""
+    keep: int = Field(default=5, ge=2, le=1000)
+    """How many of the newest are kept; the one in use always is."""
+
+
 class TenantFile(Frozen):
     """The tenant file, whole."""
 
@@ -159,6 +169,7 @@ class TenantFile(Frozen):
     policy: PolicySpec = PolicySpec()
     base: BaseSource | None = None
     judgement: JudgementSpec | None = None
+    adapters: AdaptersSpec = AdaptersSpec()
 
     @property
     def life_delta(self) -> float:
