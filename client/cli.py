@@ -219,7 +219,13 @@ def predict(
 
     place = TenantDirectory(directory)
     tenant, (card, _) = place.read_tenant_file(), read_agreed(place)
-    from fedprofile.client.prediction import check_output, predict_file, write_predictions, write_review
+    from fedprofile.client.prediction import (
+        add_to_table,
+        check_output,
+        predict_file,
+        write_predictions,
+        write_review,
+    )
 
     if output is not None:
         check_output(output, place, tenant)
@@ -232,13 +238,17 @@ def predict(
             raise ConfigError(f"--review {review}: is the name of --output as well; give another one.")
         check_output(review, place, tenant, "--review")
     try:
-        found = predict_file(place, card, tenant, rows)
+        table = None if tenant.judgement is None or review is not None else tenant.judgement.review
+        found = predict_file(place, card, tenant, rows, reasons=review is not None or table is not None)
     except DataError as error:
         # Nothing else names what is not shown.
         raise error.in_full() from None
     if review is not None:
         held = write_review(found, review)
         print(f"{held} of {len(found.users)} records are left to a person, in {review}.", file=sys.stderr)
+    elif table is not None:
+        held = add_to_table(found, table, place.root)
+        print(f"{held} of {len(found.users)} records are left to a person, in table {table.table}.", file=sys.stderr)
     if output is None:
         show(found.as_csv().rstrip("\n"), found.as_rows(), as_json)
         return

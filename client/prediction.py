@@ -3,24 +3,27 @@
 import csv
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprofile.client.decisions import DecisionLog
 from fedprofile.client.directory import TenantDirectory
+from fedprofile.client.explanation import because, explain
 from fedprofile.client.judgement import REVIEW, Judgement, review_list
 from fedprofile.client.output_files import refuse_own_file, require_new, write_new
 from fedprofile.client.profiler import Profiler
 from fedprofile.client.received import AdapterFolder
+from fedprofile.client.review_table import add_reviews
 from fedprofile.client.sources import read_examples
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.interactions import Example, history_pieces
 from fedprofile.common.tasks import MultilabelTask, RankingTask, RegressionTask, TaskSpec
-from fedprofile.common.tenant import FileSource, TenantFile
+from fedprofile.common.tenant import FileSource, TableSpec, TenantFile
 
 KINDS = get_args(FileSource.model_fields["kind"].annotation)
 OUTPUTS = (".csv", ".jsonl", ".json")
@@ -42,6 +45,9 @@ class Predictions:
         scores: [n, outputs]; see `fedprofile.common.modeling.head.scores`.
         texts: What the model saw of each record, before it was cut to the card's length; none where nothing is judged.
         judgement: The tenant's; None gives every record's most likely label.
+        groups: Index of each record's group; only `[judgement] thresholds` look at it.
+        reasons: Why the model says what it says of each record that is left to a person; empty for the others.
+        adapter_hash: Of the adapter's arrays.
     """
 
     round: int
@@ -51,11 +57,27 @@ class Predictions:
     scores: NDArray[np.float64]
     texts: tuple[str, ...] = field(repr=False, default=())
     judgement: Judgement | None = None
+    groups: tuple[int, ...] = ()
+    reasons: tuple[str, ...] = field(repr=False, default=())
+    adapter_hash: str = ""
 
     @property
     def decisions(self) -> tuple[str, ...]:
         """For each record what `[judgement]` makes of it: a label or `fedprofile.client.judgement.REVIEW`."""
-        return () if self.judgement is None else self.judgement.decisions(self.scores)
+        if self.judgement is None:
+            return ()
+        return self.judgement.decisions(self.scores, self.groups or (0,) * len(self.scores))
+
+    @property
+    def outcomes(self) -> list[Any]:
+        """What came out for each record: the decision, or the label, labels, number or best candidate predicted."""
+        if self.judgement is not None:
+            return list(self.decisions)
+        predicted = [self._predicted(row) for row in self.scores]
+        if isinstance(self.task, RankingTask):
+            return [row["best"][0]["candidate"] for row in predicted]
+        name = {"multilabel": "labels", "regression": self.task.outputs[0]}.get(self.task.kind, "label")
+        return [row[name] for row in predicted]
 
     def as_rows(self) -> list[dict[str, Any]]:
         """One object a record; what `--json` prints a list of."""
@@ -77,7 +99,13 @@ class Predictions:
     def as_review(self, *, json_lines: bool) -> str:
         """The review list; see `fedprofile.client.judgement.review_list`."""
         return review_list(
-            self.decisions, self.users, self.scores, self.task.outputs, self.texts, json_lines=json_lines
+            self.decisions,
+            self.users,
+            self.scores,
+            self.task.outputs,
+            self.texts,
+            self.reasons,
+            json_lines=json_lines,
         )
 
     def as_csv(self) -> str:
@@ -127,8 +155,10 @@ class Predictions:
         }
 
 
-def predict_file(directory: TenantDirectory, card: FederationCard, tenant: TenantFile, path: Path) -> Predictions:
-    """Predict for the rows of a file.
+def predict_file(
+    directory: TenantDirectory, card: FederationCard, tenant: TenantFile, path: Path, *, reasons: bool = False
+) -> Predictions:
+    """Predict for the rows of a file, and write down what was decided where the tenant has a `[decisions]` log.
 
     The file has the columns of the tenant's source; the label is not needed. Where the card's history has events,
     they come from the tenant's own events.
@@ -138,13 +168,14 @@ def predict_file(directory: TenantDirectory, card: FederationCard, tenant: Tenan
         card: The agreed one.
         tenant: The tenant file; its columns count, and its events.
         path: CSV, JSON Lines or Parquet, by its ending.
+        reasons: Explain each record that is left to a person.
 
     Returns:
         The predictions.
 
     Raises:
         ConfigError: The file's ending is not one of these, it cannot be read, no adapter has come yet, or the tenant
-            file's `[judgement]` does not fit the card.
+            file's `[judgement]` does not fit the card, the log cannot be written, or captum is missing for reasons.
         DataError: Rows are wrong.
     """
     examples = read_questions(directory, card, tenant, path)
@@ -152,8 +183,30 @@ def predict_file(directory: TenantDirectory, card: FederationCard, tenant: Tenan
     users = tuple(example.user for example in examples)
     # For the review list alone, which a ranking has none of.
     texts = () if tenant.judgement is None else tuple(_text(example, card) for example in examples)
-    scores = profiler.scores(examples)
-    return Predictions(profiler.round, card.hash, card.task, users, scores, texts, profiler.judgement)
+    found = Predictions(
+        round=profiler.round,
+        card_hash=card.hash,
+        task=card.task,
+        users=users,
+        scores=profiler.scores(examples),
+        texts=texts,
+        judgement=profiler.judgement,
+        groups=tuple(example.group for example in examples),
+        adapter_hash=profiler.adapter_hash,
+    )
+    if reasons:
+        held = [decision == REVIEW for decision in found.decisions]
+        found = replace(
+            found,
+            reasons=tuple(
+                because(explain(profiler, example)) if hold else ""
+                for example, hold in zip(examples, held, strict=True)
+            ),
+        )
+    log = DecisionLog.of(directory, tenant)
+    if log is not None:
+        log.append(found.users, found.outcomes, card_hash=card.hash, adapter=profiler.adapter_hash, round=found.round)
+    return found
 
 
 def read_questions(directory: TenantDirectory, card: FederationCard, tenant: TenantFile, path: Path) -> list[Example]:
@@ -208,6 +261,37 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     else:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions.as_rows())
     write_new(path, text.encode(), "--output")
+
+
+def add_to_table(predictions: Predictions, spec: TableSpec, folder: Path) -> int:
+    """Add what is left to a person to the tenant's table; see `fedprofile.client.review_table`.
+
+    Returns:
+        How many records.
+
+    Raises:
+        ConfigError: The table cannot be written.
+    """
+    likeliest = predictions.scores.max(axis=1)
+    places = [place for place, decision in enumerate(predictions.decisions) if decision == REVIEW]
+    add_reviews(
+        spec,
+        folder,
+        [
+            {
+                "card": predictions.card_hash,
+                "adapter": predictions.adapter_hash,
+                "round": predictions.round,
+                "user": predictions.users[place],
+                "likeliest": predictions.task.outputs[int(predictions.scores[place].argmax())],
+                "probability": float(likeliest[place]),
+                "because": predictions.reasons[place],
+                "history": predictions.texts[place],
+            }
+            for place in sorted(places, key=lambda place: float(likeliest[place]))
+        ],
+    )
+    return len(places)
 
 
 def write_review(predictions: Predictions, path: Path) -> int:

@@ -184,7 +184,8 @@ class _Reader:
         shared = self._has_events and events is None
         needed = {self._source_name(name) for name in self._record_columns} | {self._columns.user}
         needed |= {self._columns.label} if self._labelled else set()
-        needed |= {self._columns.group} if self._columns.group and self._groups and self._labelled else set()
+        grouped = self._labelled or bool(self._tenant.judgement and self._tenant.judgement.thresholds)
+        needed |= {self._columns.group} if self._columns.group and self._groups and grouped else set()
         needed |= {self._columns.time} if self._columns.time and self._has_events else set()
         for_events = {self._source_name(name) for name in self._event_columns}
         for_events |= {self._columns.user, self._event_time}
