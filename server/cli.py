@@ -120,9 +120,12 @@ def start(directory: Dir) -> None:
     from fedprofile.server.initial import initial_adapter
     from fedprofile.server.runs import serve
     from fedprofile.server.stopping import ServerStopped
+    from fedprofile.server.trackers import usable
 
     paths, say = ServerDirectory(directory), line_printer()
-    paths.card(), paths.settings()
+    paths.card()
+    # What is wrong is said before the initial adapter is computed, which takes a while; what is worth a line, later.
+    usable(paths.settings().tracking, lambda line: None)
     paths.state.mkdir(mode=0o700, exist_ok=True)
     stopped = threading.Event()
     with paths.exclusive():

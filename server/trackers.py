@@ -21,6 +21,9 @@ from fedprofile.common.config import Frozen
 from fedprofile.common.errors import ConfigError
 
 
+Figures = Mapping[tuple[str, ...], float]
+
+
 class TrackingSpec(Frozen):
     """`[tracking]` of `server.toml` and of an experiment."""
 
@@ -35,13 +38,13 @@ class Tracker(Protocol):
     def note(self, name: str, text: str) -> None:
         """Something that holds for the whole run; said again, it replaces what was said."""
 
-    def log(self, step: int, time: float, figures: Mapping[str, float]) -> None:
+    def log(self, step: int, time: float, figures: Figures) -> None:
         """Figures of one moment; all that a crash of the machine may lose is the newest.
 
         Args:
             step: The round.
             time: Seconds since 1970.
-            figures: By name; "/" divides a name into parts.
+            figures: By the parts of their names.
         """
 
     def close(self) -> None:
@@ -107,7 +110,7 @@ class NoTracker:
     def note(self, name: str, text: str) -> None:
         """See `Tracker`."""
 
-    def log(self, step: int, time: float, figures: Mapping[str, float]) -> None:
+    def log(self, step: int, time: float, figures: Figures) -> None:
         """See `Tracker`."""
 
     def close(self) -> None:
@@ -127,9 +130,9 @@ class _TensorBoard:
     def note(self, name: str, text: str) -> None:
         self._writer.add_text(name, text)
 
-    def log(self, step: int, time: float, figures: Mapping[str, float]) -> None:
+    def log(self, step: int, time: float, figures: Figures) -> None:
         for name, value in figures.items():
-            self._writer.add_scalar(name, value, step, walltime=time)
+            self._writer.add_scalar("/".join(name), value, step, walltime=time)
         self._writer.flush()
 
     def close(self) -> None:
@@ -153,9 +156,9 @@ class _MLflow:
         self._run: str = self._client.create_run(experiment, run_name=run).info.run_id
 
     def note(self, name: str, text: str) -> None:
-        self._client.set_tag(self._run, _mlflow_name(name), text)
+        self._client.set_tag(self._run, name, text)
 
-    def log(self, step: int, time: float, figures: Mapping[str, float]) -> None:
+    def log(self, step: int, time: float, figures: Figures) -> None:
         for name, value in figures.items():
             self._client.log_metric(self._run, _mlflow_name(name), value, int(time * 1000), step)
 
@@ -191,8 +194,8 @@ class _WandB:
     def note(self, name: str, text: str) -> None:
         self._run.config.update({name: text}, allow_val_change=True)
 
-    def log(self, step: int, time: float, figures: Mapping[str, float]) -> None:
-        self._run.log({"round": step, "started": time, **figures})
+    def log(self, step: int, time: float, figures: Figures) -> None:
+        self._run.log({"round": step, "started": time, **{"/".join(name): value for name, value in figures.items()}})
 
     def close(self) -> None:
         self._run.finish()
@@ -216,10 +219,10 @@ def _new_folder(folder: Path, name: str) -> Path:
             made = folder / f"{name}-{number}"
 
 
-def _mlflow_name(name: str) -> str:
-    """A name as MLflow takes it; other characters, the space too, by their number between spaces.
+def _mlflow_name(parts: tuple[str, ...]) -> str:
+    """A name as MLflow takes it, as a path; other characters, the space too, by their number between spaces.
 
-    >>> _mlflow_name("evaluate/accuracy:18+/low")
+    >>> _mlflow_name(("evaluate", "accuracy:18+", "low"))
     'evaluate/accuracy:18 2b /low'
     """
-    return re.sub(r"[^\w.:/-]", lambda found: f" {ord(found[0]):x} ", name)
+    return "/".join(re.sub(r"[^\w.:-]", lambda found: f" {ord(found[0]):x} ", part) for part in parts)

@@ -24,29 +24,30 @@ from fedprofile.server.admission import NOT_ASKED
 from fedprofile.server.app import Journal
 from fedprofile.server.checkpoint import Checkpoint
 from fedprofile.server.history import RoundRecord
-from fedprofile.server.trackers import NoTracker, Tracker
+from fedprofile.server.trackers import Figures, NoTracker, Tracker
 
 
-def figures(line: Mapping[str, Any]) -> dict[str, float]:
+def figures(line: Mapping[str, Any]) -> Figures:
     """The figures of one line of the history.
 
     Args:
         line: See `fedprofile.server.history`.
 
     Returns:
-        KIND/asked, /answered, /refused, /dropped, /seconds, /bytes_up, /bytes_down, and for each metric
-        KIND/METRIC/value, /low and /high.
+        KIND and "asked", "answered", "refused", "dropped", "seconds", "bytes_up" or "bytes_down"; for each metric KIND,
+        METRIC and "value", "low" or "high".
     """
     # Everybody who was asked is in one of the three, those who were silent among the dropped.
     dropped = {one["tenant"] for one in line["dropped"] if one["reason"] != NOT_ASKED}
     asked = {*line["tenants"], *(one["tenant"] for one in line["refused"]), *dropped}
-    found = {"asked": len(asked), "answered": len(line["tenants"])}
-    found |= {name: len(line[name]) for name in ("refused", "dropped")}
-    found |= {name: line[name] for name in ("seconds", "bytes_up", "bytes_down")}
+    kind = line["kind"]
+    found = {(kind, "asked"): float(len(asked)), (kind, "answered"): float(len(line["tenants"]))}
+    found |= {(kind, name): float(len(line[name])) for name in ("refused", "dropped")}
+    found |= {(kind, name): float(line[name]) for name in ("seconds", "bytes_up", "bytes_down")}
     for name, interval in line["metrics"].items():
         if interval is not None:
-            found |= {f"{name}/{part}": interval[part] for part in ("value", "low", "high")}
-    return {f"{line['kind']}/{name}": float(value) for name, value in found.items()}
+            found |= {(kind, name, part): float(interval[part]) for part in ("value", "low", "high")}
+    return found
 
 
 class TrackedJournal:
