@@ -155,12 +155,13 @@ def export(
     directory: Dir,
     out: Annotated[Path, typer.Option(help="A folder that is empty or does not exist.")],
     base: Annotated[Path | None, typer.Option(help="The base model's folder, where it is not found by itself.")] = None,
+    licence: Annotated[str | None, typer.Option("--license", help="For the model card, such as apache-2.0.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the adapter folder, load it in a fresh process, and compare."""
+    """Write the adapter folder with its model card, load it in a fresh process, and compare."""
     from fedprofile.server.export import export_adapter
 
-    summary = export_adapter(directory, out, base)
+    summary = export_adapter(directory, out, base, licence)
     show(
         f"wrote {out} (round {summary['round']}); a fresh process that loads it differs by at most "
         f"{summary['difference']:g}.",

@@ -75,15 +75,22 @@ def _wandb(folder: Path) -> list[TrackedRun]:
         for record in _wandb_records(path.read_bytes()):
             kind = record.WhichOneof("record_type")
             # The last ones say which library wrote it, and what it derives from the others.
-            assert kind in ("run", "history", "config", "metric", "header", "footer", "summary", "exit", "telemetry"), kind
+            assert kind in ("run", "history", "config", "metric", "header", "footer", "summary", "exit", "telemetry"), (
+                kind
+            )
             if kind == "run":
                 run.name = record.run.display_name
                 assert record.run.host == "none" and not record.run.git.remote_url
                 run.notes |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
             if kind == "config":
-                run.notes |= {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.config.update}
+                run.notes |= {
+                    (item.key or "/".join(item.nested_key)): json.loads(item.value_json)
+                    for item in record.config.update
+                }
             if kind == "history":
-                row = {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
+                row = {
+                    (item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item
+                }
                 step = row.pop("round")
                 for name, value in row.items():
                     if name not in ("_runtime", "_step", "_timestamp", "started"):

@@ -96,7 +96,9 @@ def test_a_tracked_run_holds_the_history_and_nothing_else(kind: str, make_server
         expected = _expected(its)
         if kind == "mlflow":
             for group, name in {"18+": "18 2b ", "a b": "a 20 b", "a/b": "a 2f b"}.items():
-                expected = {(key.replace(f":{group}/", f":{name}/"), at): found for (key, at), found in expected.items()}
+                expected = {
+                    (key.replace(f":{group}/", f":{name}/"), at): found for (key, at), found in expected.items()
+                }
         assert run.notes == notes | {f"promise/{name}": promise for name in ("one", "two", "three")}
         assert run.figures.keys() == expected.keys()
         for figure, values in expected.items():

@@ -104,7 +104,9 @@ def test_the_noised_figures_of_each_cell_are_tracked_and_nobody_is_called(
     assert runs.keys() == cells.keys() == {"epsilon-inf", "epsilon-8.0"}
     for name, cell in cells.items():
         run, noised = runs[name], cell["noised_metrics"]
-        metrics = {figure: values for figure, values in run.figures.items() if figure[0].endswith(("value", "low", "high"))}
+        metrics = {
+            figure: values for figure, values in run.figures.items() if figure[0].endswith(("value", "low", "high"))
+        }
         expected = {
             (f"evaluate/{metric}/{part}", int(at)): [pytest.approx(number, rel=1e-6)]
             for at, found in noised.items()
