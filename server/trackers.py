@@ -20,7 +20,6 @@ from typing import Literal, Protocol
 from fedprofile.common.config import Frozen
 from fedprofile.common.errors import ConfigError
 
-
 Figures = Mapping[tuple[str, ...], float]
 
 

@@ -165,9 +165,9 @@ def _data(card: FederationCard, tenants: Sequence[TenantPrivacy]) -> str:
     group = card.task.group
     lines = [
         f"Events and labels of the users of {len(tenants)} tenants{users}. They have stayed where they were: no record "
-        "and no example is in this folder, and neither the server nor whoever wrote this card has seen any. What is said "
-        "here of columns is what the federation card asks for, not what was found in the data. A declared number is a "
-        "round one that the tenant gave, not a count.",
+        "and no example is in this folder, and the server has seen none. What is said here of columns is what the "
+        "federation card asks for, not what was found in the data. A declared number is a round one that the tenant "
+        "gave, not a count.",
         f"Text of the labelled row: {_template(card.history.record)}; of each earlier event, newest kept, at most "
         f"{card.history.max_events}: {_template(card.history.event)}; {card.history.max_tokens} tokens in all.",
         _table(["column", "public range"], rows) if rows else "No column enters beside the text.",
@@ -216,7 +216,8 @@ def _training(card: FederationCard, rounds: int) -> str:
     ]  # fmt: skip
     return (
         _table(["setting", "value"], rows)
-        + "\n\nSampling rate, clip norm and noise are each tenant's own and not known here; what they come to is its promise."
+        + "\n\nSampling rate, clip norm and noise are each tenant's own and not known here; what they come to is its "
+        "promise."
     )
 
 
@@ -232,8 +233,8 @@ def _privacy(tenants: Sequence[TenantPrivacy]) -> str:
     ]
     header = ["tenant", "declared users", "rounds with its update", "promise for each user, training and evaluation"]
     text = (
-        "Each tenant added the noise itself, before anything left it, and keeps a ledger of what it spent; what is promised "
-        "holds against the server and against whoever has this folder. The server cannot verify a promise.\n\n"
+        "Each tenant added the noise itself, before anything left it, and keeps a ledger of what it spent; what is "
+        "promised holds against the server and against whoever has this folder. The server cannot verify a promise.\n\n"
         + (_table(header, rows) if rows else "No tenant is enrolled.")
     )
     if len(tenants) > 1:
@@ -247,8 +248,8 @@ def _privacy(tenants: Sequence[TenantPrivacy]) -> str:
             f"{everywhere}."
         )
     return text + (
-        "\n\nNot covered: that a tenant exists and takes part, and the number of users that it declares. A tenant whose "
-        "users are in other federations as well spends more on them than stands here."
+        "\n\nNot covered: that a tenant exists and takes part, and the number of users that it declares. A tenant "
+        "whose users are in other federations as well spends more on them than stands here."
     )
 
 
@@ -261,14 +262,11 @@ def _evaluation(rounds: int, evaluated: Evaluated | None) -> str:
         for name, interval in evaluated.metrics.items()
         if name in plain or name.partition(":")[0] not in plain
     ]
-    when = (
-        "of this adapter"
-        if evaluated.round == rounds
-        else f"not of this adapter but of the one after round {evaluated.round}"
-    )
+    this = evaluated.round == rounds
+    when = "of this adapter" if this else f"not of this adapter but of the one after round {evaluated.round}"
     return (
-        f"On evaluation users, who were not trained on, of {evaluated.tenants} tenants: the sum of their noised tables, "
-        f"{when}. Intervals are 95 % and hold both the noise and the sampling of users.\n\n"
+        f"On evaluation users, who were not trained on, of {evaluated.tenants} tenants: the sum of their noised "
+        f"tables, {when}. Intervals are 95 % and hold both the noise and the sampling of users.\n\n"
         + _table(["metric", "value [95 % interval]"], rows)
     )
 
@@ -280,7 +278,8 @@ def _fairness(card: FederationCard, evaluated: Evaluated | None) -> str:
     metrics = {} if evaluated is None else evaluated.metrics
     names = [name for name in metrics if ":" not in name]
     if not names:
-        return f"{NOT_MEASURED.capitalize()} by {quoted(group.attribute)}: the server has no evaluation of this federation."
+        by = quoted(group.attribute)
+        return f"{NOT_MEASURED.capitalize()} by {by}: the server has no evaluation of this federation."
     rows = [[quoted(value), *(_of_group(metrics, f"{name}:{value}") for name in names)] for value in group.all_values]
     return (
         f"By {quoted(group.attribute)}, from the same tables; a tenant may have declined it, whose users are then in "
@@ -307,12 +306,12 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 _INTENDED = (
     "To predict the above for users of the kind of application that the tenants run, from events in the form that the "
-    "section on data gives, with a person or a rule of the application's own deciding what follows. Check it on your own "
-    "evaluation users first: it is worth something to you only where it is better there than what you have."
+    "section on data gives, with a person or a rule of the application's own deciding what follows. Check it on your "
+    "own evaluation users first: it is worth something to you only where it is better there than what you have."
 )
 _OUT_OF_SCOPE = (
-    "Decisions with legal or similarly serious effects on a person without a human review; other populations, languages "
-    "or events than those of the data; telling who somebody is; any claim that an event caused a prediction."
+    "Decisions with legal or similarly serious effects on a person without a human review; other populations, "
+    "languages or events than those of the data; telling who somebody is; any claim that an event caused a prediction."
 )
 _LIMITS = (
     "- Noise costs accuracy, and costs it most in small groups; an interval says how much of a figure is uncertain.\n"
@@ -325,8 +324,8 @@ _LOADING = """\
 
     python load_adapter.py FOLDER BASE < rows
 
-where each row is `{{"text": "", "columns": {{}}}}` and BASE is the base model's folder or name; `head.json` describes the
-inputs of the head. Its steps begin with
+where each row is `{{"text": "", "columns": {{}}}}` and BASE is the base model's folder or name; `head.json` describes
+the inputs of the head. Its steps begin with
 
 ```python
 import json

@@ -147,7 +147,7 @@ class Hidden:
             raise ModuleNotFoundError(name)
 import importlib.util
 find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name in ("tensorboard", "mlflow", "wandb") else find(name, package)
+importlib.util.find_spec = lambda name: None if name in ("tensorboard", "mlflow", "wandb") else find(name)
 sys.meta_path.insert(0, Hidden())
 from fedprofile.server.cli import main
 main()
@@ -176,7 +176,7 @@ def test_a_default_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyP
     said: list[str] = []
     assert usable(TrackingSpec(), said.append).kind == "none"
     assert len(said) == 1 and "pip install 'fedprofile[tensorboard]'" in said[0]
-    with pytest.raises(ConfigError, match="tracking.kind='wandb' is not installed"):
+    with pytest.raises(ConfigError, match=r"tracking\.kind='wandb' is not installed"):
         usable(TrackingSpec(kind="wandb"), said.append)
     assert usable(TrackingSpec(kind="none"), said.append).kind == "none" and len(said) == 1
 
@@ -187,6 +187,6 @@ def test_the_file_of_init_shows_the_section(tmp_path: Path) -> None:
     assert parse_toml(text, ServerSettings, "server.toml").tracking == TrackingSpec()
     assert "kind" in parse_toml(shown, ServerSettings, "server.toml").tracking.model_fields_set
     (tmp_path / "server.toml").write_text(text + '[tracking]\nkind = "comet"\n')
-    with pytest.raises(ConfigError, match="tracking.kind"):
+    with pytest.raises(ConfigError, match=r"tracking\.kind"):
         load_toml(tmp_path / "server.toml", ServerSettings)
     assert os.environ["WANDB_MODE"] == "offline"

@@ -60,7 +60,7 @@ def proxy() -> Iterator[tuple[str, list[bytes]]]:
 def _closed(proxy: str, program: Path, *arguments: object, where: Path) -> subprocess.CompletedProcess[str]:
     names = ("http_proxy", "https_proxy", "all_proxy")
     proxies = {name: proxy for lower in names for name in (lower, lower.upper())} if proxy else {}
-    secret = {name: SECRET for name in ("USER", "LOGNAME", "USERNAME", "WANDB_EMAIL", "SOME_PASSWORD")}
+    secret = dict.fromkeys(("USER", "LOGNAME", "USERNAME", "WANDB_EMAIL", "SOME_PASSWORD"), SECRET)
     kept = {name: value for name, value in os.environ.items() if name not in ("CI", "PYTEST_CURRENT_TEST")}
     return subprocess.run(
         [sys.executable, "-c", CLOSED, str(program), *map(str, arguments)],
