@@ -120,11 +120,8 @@ class _TensorBoard:
     def __init__(self, folder: Path, run: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        own = _new_folder(folder, run)
-        self._writer = SummaryWriter(str(own))
-        # The file is named after the host, and may be sent to somebody.
-        [file] = own.iterdir()
-        file.rename(own / "events.out.tfevents.fedprofile")
+        self._folder = _new_folder(folder, run)
+        self._writer = SummaryWriter(str(self._folder))
 
     def note(self, name: str, text: str) -> None:
         self._writer.add_text(name, text)
@@ -136,6 +133,10 @@ class _TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+        # The file is named after the host, and may be sent to somebody; it is opened by its name again and again
+        # before, so that a run that was killed keeps the name.
+        [file] = self._folder.iterdir()
+        file.rename(self._folder / "events.out.tfevents.fedprofile")
 
 
 class _MLflow:

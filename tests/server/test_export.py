@@ -82,7 +82,7 @@ def test_the_model_card_has_the_figures_of_the_history(trained: Callable[..., Se
     with pytest.raises(InputError, match=r"--license 'My licence': is not a name"):
         export_adapter(directory.root, tmp_path / "out", licence="My licence")
     export_adapter(directory.root, tmp_path / "out", licence="cc-by-4.0")
-    found = ModelCard.load(tmp_path / "out" / "README.md")
+    found: Any = ModelCard.load(tmp_path / "out" / "README.md")
     assert found.data.license == "cc-by-4.0"
     [auc, other] = [lines[-2]["metrics"][name] for name in ("auc", "auc:other")]
     for metric, shown in ((auc, "`auc`"), (other, "`other`")):

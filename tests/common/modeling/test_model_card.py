@@ -45,9 +45,11 @@ def _card(data: dict[str, Any]) -> FederationCard:
     return validate(json.loads(json.dumps(data)), FederationCard, "card")
 
 
-def _loaded(text: str, folder: Path) -> ModelCard:
+def _loaded(text: str, folder: Path) -> tuple[dict[str, Any], str]:
+    """Front matter and text."""
     (folder / "README.md").write_text(text, encoding="utf-8")
-    return ModelCard.load(folder / "README.md")
+    card: Any = ModelCard.load(folder / "README.md")
+    return card.data.to_dict(), card.text
 
 
 def _rows(text: str, title: str) -> list[list[str]]:
@@ -61,13 +63,13 @@ def _rows(text: str, title: str) -> list[list[str]]:
 def test_it_is_a_card_of_hugging_face(licence: str | None, stated: str, card_data: CardData, tmp_path: Path) -> None:
     card = _card(card_data(task={"group": GROUP}))
     text = model_card(card, adapter=True, rounds=2, tenants=TENANTS, evaluated=EVALUATED, licence=licence)
-    found = _loaded(text, tmp_path)
-    assert found.data.base_model == "example/tiny-bert" and found.data.library_name == "peft"
-    assert found.data.license == stated and found.data.pipeline_tag == "text-classification"
-    assert found.data.eval_results is None, "a figure without its interval"
-    assert re.findall(r"^## (.*)$", found.text, re.MULTILINE) == TITLES
-    assert f"Federation card `{card.hash}`" in found.text
-    assert "which declare 1,200 users in all" in found.text
+    data, body = _loaded(text, tmp_path)
+    assert data["base_model"] == "example/tiny-bert" and data["library_name"] == "peft"
+    assert data["license"] == stated and data["pipeline_tag"] == "text-classification"
+    assert "model-index" not in data, "a figure without its interval"
+    assert re.findall(r"^## (.*)$", body, re.MULTILINE) == TITLES
+    assert f"Federation card `{card.hash}`" in body
+    assert "which declare 1,200 users in all" in body
 
 
 def test_figures_stand_with_their_intervals_and_gaps_are_named(card_data: CardData) -> None:
@@ -165,17 +167,17 @@ def _named(name: str, card_data: CardData) -> str:
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_no_name_on_a_card_is_markup(hostile: str, card_data: CardData, tmp_path: Path) -> None:
-    found, tame = (_loaded(_named(name, card_data), tmp_path) for name in (hostile, "not a hub id"))
-    assert found.data.to_dict() == tame.data.to_dict() == {
+    (data, found), (tame_data, tame) = (_loaded(_named(name, card_data), tmp_path) for name in (hostile, "no hub id"))
+    assert data == tame_data == {
         "library_name": "peft", "license": "other", "license_name": "not-stated",
         "pipeline_tag": "text-classification",
         "tags": ["fedprofile", "federated-learning", "differential-privacy", "binary"],
     }  # fmt: skip
     hashes = re.compile(r"`[0-9a-f]{64}`")
-    shapes = [_shape(hashes.sub("`hash`", card.text)) for card in (found, tame)]
+    shapes = [_shape(hashes.sub("`hash`", text)) for text in (found, tame)]
     assert shapes[0] == shapes[1]
-    assert _rows(found.text, "Fairness")[0][1] == "0.500 [0.400, 0.600]"
-    for line in found.text.splitlines():
+    assert _rows(found, "Fairness")[0][1] == "0.500 [0.400, 0.600]"
+    for line in found.splitlines():
         assert line.isprintable()
 
 
