@@ -41,7 +41,7 @@ def figures(line: Mapping[str, Any]) -> Figures:
     dropped = {one["tenant"] for one in line["dropped"] if one["reason"] != NOT_ASKED}
     asked = {*line["tenants"], *(one["tenant"] for one in line["refused"]), *dropped}
     kind = line["kind"]
-    found = {(kind, "asked"): float(len(asked)), (kind, "answered"): float(len(line["tenants"]))}
+    found: dict[tuple[str, ...], float] = {(kind, "asked"): len(asked), (kind, "answered"): len(line["tenants"])}
     found |= {(kind, name): float(len(line[name])) for name in ("refused", "dropped")}
     found |= {(kind, name): float(line[name]) for name in ("seconds", "bytes_up", "bytes_down")}
     for name, interval in line["metrics"].items():

@@ -1,5 +1,6 @@
 """What tracking has written, read back by what each library gives for it."""
 
+import importlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,15 +35,15 @@ def _tensorboard(folder: Path) -> list[TrackedRun]:
 
     runs = []
     for path in sorted(folder.iterdir()):
-        events = EventAccumulator(str(path), size_guidance={"scalars": 0, "tensors": 0}).Reload()  # type: ignore[no-untyped-call]
-        tags: dict[str, Any] = events.Tags()  # type: ignore[no-untyped-call]
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+        tags: dict[str, Any] = events.Tags()
         assert {name for name, found in tags.items() if found} <= {"scalars", "tensors"}
         run = TrackedRun(path.name)
         for tag in tags["tensors"]:
-            newest = events.Tensors(tag)[-1].tensor_proto.string_val  # type: ignore[no-untyped-call]
+            newest = events.Tensors(tag)[-1].tensor_proto.string_val
             run.notes[tag.removesuffix("/text_summary")] = newest[0].decode()
         for tag in tags["scalars"]:
-            for event in events.Scalars(tag):  # type: ignore[no-untyped-call]
+            for event in events.Scalars(tag):
                 run.figures[tag, event.step].append(event.value)
         runs.append(run)
     return runs
@@ -102,7 +103,7 @@ def _wandb(folder: Path) -> list[TrackedRun]:
 
 def _wandb_records(data: bytes) -> Iterator[Any]:
     """W&B has no reader of its files in Python: LevelDB's log format, in blocks of 32 KiB, over its own messages."""
-    from wandb.proto import wandb_internal_pb2
+    messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
 
     place, parts = 7, b""
     assert data[:4] == b":W&B"
@@ -114,7 +115,7 @@ def _wandb_records(data: bytes) -> Iterator[Any]:
         parts += data[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):
-            record = wandb_internal_pb2.Record()
+            record = messages.Record()
             record.ParseFromString(parts)
             yield record
             parts = b""
