@@ -17,12 +17,8 @@ from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import InputError
 from fedprofile.common.interactions import EncodedRecords, Example, Value, encode
 from fedprofile.common.modeling.base import load_base, resolve_base
-from fedprofile.common.modeling.export import (
-    TenantPrivacy,
-    compare_in_fresh_process,
-    read_adapter_folder,
-    write_adapter_folder,
-)
+from fedprofile.common.modeling.export import compare_in_fresh_process, read_adapter_folder, write_adapter_folder
+from fedprofile.common.modeling.model_card import TenantPrivacy
 from fedprofile.common.modeling.profile_model import ProfileModel
 
 TENANTS = [TenantPrivacy("north-shop", PrivacyLoss(3.0, 1e-6)), TenantPrivacy("south-shop", PrivacyLoss(8.0, 1e-5))]
@@ -249,9 +245,11 @@ def test_the_model_card_never_shows_an_epsilon_alone(make_model: MakeModel, tmp_
     write_adapter_folder(make_model(), tmp_path / "out", rounds=2, tenants=TENANTS)
     lines = (tmp_path / "out" / "README.md").read_text().splitlines()
     with_epsilon = [line for line in lines if "epsilon" in line]
-    assert len(with_epsilon) == 2
-    for line, tenant in zip(with_epsilon, TENANTS, strict=True):
-        assert tenant.tenant in line
+    # One for each tenant, and their sum for somebody who is at both.
+    assert len(with_epsilon) == 3
+    for line, tenant in zip(with_epsilon[:2], TENANTS, strict=True):
+        assert tenant.tenant in line and str(tenant.promise) in line
+    for line in with_epsilon:
         assert all(word in line for word in ("delta=", "unit=user", "adjacency=", "accountant=", "model=local"))
 
 
