@@ -5,7 +5,8 @@ one in use (the first one with the untrained start) on the evaluation users, who
 loss under either, the mean of the differences, and its 95 % interval. It is worse where all of that is above zero.
 
 Why this costs no privacy: the judgement is exact and stays here. It is made when a person asks for it or when the run
-is over, never between a request and its reply; the server is told neither the result nor that there was one.
+is over, never between a request and its reply, and nothing that answers reads it (`fedprofile.client.received`); the
+server is told neither the result nor that there was one.
 """
 
 from collections.abc import Iterator
@@ -24,10 +25,15 @@ from fedprofile.client.sources import read_examples
 from fedprofile.common.candidates import encode_records
 from fedprofile.common.estimates import NORMAL_95
 from fedprofile.common.interactions import EncodedRecords
+from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.tasks import MultilabelTask, RankingTask, RegressionTask, TaskSpec
 
 FEWEST_USERS = 20
 """With fewer evaluation users nothing can be said, and an adapter is taken."""
+LEAST_LIKELY = 1e-12
+"""No probability counts as less, so that no loss is infinite."""
+CACHE_BYTES = 2**30
+"""Of the base's activations, which are the same for all adapters."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +94,12 @@ def judge_waiting(directory: TenantDirectory) -> Iterator[Verdict]:
         lambda user: is_evaluation_user(user, population.key, population.evaluation_users),
     ).evaluation
 
+    cache = PrefixCache(model, limit=CACHE_BYTES)
+    cache.fill(records.tokens)
+
     def losses(version: AdapterVersion | None) -> NDArray[np.float64]:
         model.set_arrays(model.initial_arrays() if version is None else folder.read(version, model.layout()))
-        return user_losses(model.predict(records), records, card.task)
+        return user_losses(model.predict(records, cache), records, card.task)
 
     for version in waiting:
         used = folder.in_use()
@@ -114,18 +123,20 @@ def user_losses(scores: NDArray[np.float64], records: EncodedRecords, task: Task
         task: The card's.
 
     Returns:
-        [users]: cross entropy; of a regression the squared error, as a share of the range squared.
+        [users]: cross entropy; of a regression the squared error, as a share of the range squared. A score that is not
+        a number has the largest loss that there is: an adapter that gives none must not pass for want of a comparison.
     """
-    labels = records.labels
+    labels, largest = records.labels, -np.log(LEAST_LIKELY)
     if isinstance(task, RegressionTask):
-        losses = (scores[:, 0] - labels) ** 2
+        losses, largest = (scores[:, 0] - labels) ** 2, 1.0
     else:
-        likely = np.clip(scores, 1e-12, 1 - 1e-12)
+        likely = np.clip(scores, LEAST_LIKELY, 1 - LEAST_LIKELY)
         if isinstance(task, MultilabelTask | RankingTask):
             truth = task.truths(labels) if isinstance(task, MultilabelTask) else labels[:, None] == 1
             losses = -np.where(truth, np.log(likely), np.log1p(-likely)).mean(axis=1)
         else:
             losses = -np.log(likely[np.arange(len(labels)), labels])
+    losses = np.nan_to_num(losses, nan=largest)
     counts = np.bincount(records.user, minlength=len(records.users))
     found: NDArray[np.float64] = np.bincount(records.user, losses, len(records.users)) / counts
     return found

@@ -143,12 +143,9 @@ def start(
         say("loading the base model and the data.")
         from fedprofile.client.participation import participate
 
-        participate(place, agreement, examples, key, say, _stop_on_signals(), egress)
-    if agreement.tenant.adapters.accept == "not-worse":
-        from fedprofile.client.acceptance import judge_waiting
-
-        for verdict in judge_waiting(place):
-            say(str(verdict))
+        finished = participate(place, agreement, examples, key, say, _stop_on_signals(), egress)
+    if finished and agreement.tenant.adapters.accept == "not-worse":
+        _judge_after_run(place, say)
 
 
 @app.command()
@@ -552,6 +549,21 @@ def _logged(place: "TenantDirectory") -> Callable[[str], None]:
         print(line, flush=True)
 
     return say
+
+
+def _judge_after_run(place: "TenantDirectory", say: Callable[[str], None]) -> None:
+    """Judge what has come; the run is over, whatever becomes of it."""
+    from fedprofile.client.acceptance import judge_waiting
+    from fedprofile.common.errors import FedprofileError
+
+    # Nothing is left to be taken leave of, so a signal ends this at once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for verdict in judge_waiting(place):
+            say(str(verdict))
+    except FedprofileError as error:
+        say(f"adapters wait for `flower-client adapters --judge --dir {place.root}`: {error}")
 
 
 def _stop_on_signals() -> threading.Event:

@@ -10,7 +10,7 @@
     outbox/ cache/           finished replies, frozen activations
     snapshot/                the run's rows, where tenant.toml asks for it (`fedprofile.client.snapshot`)
     marks/                   how far the ledger had come at the last reservation (`fedprofile.client.high_water`)
-    adapters/                adapters received, with versions.json
+    adapters/                adapters received, and the one in use (`fedprofile.client.received`)
     client.log lock          the local log, and the mark that `start` runs
 
 The ledger is not in it: it belongs to the data, and deleting the directory must not give its users a new budget. A
@@ -70,18 +70,16 @@ class AdapterVersion(Frozen):
     """Whether it was handed over as the run's result."""
     received: datetime
     state: State = "taken"
-    """Whether it may be used; waiting for a judgement, or judged to be worse than the one before. See
-    `fedprofile.client.acceptance`."""
+    """Whether it may be used; waiting for a judgement, or judged to be worse than the one before. As it came it is
+    taken or waits, by `[adapters] accept`; see `fedprofile.client.acceptance`."""
 
 
 class AdapterVersions(Frozen):
-    """All stored adapters, and which one is used."""
+    """The adapters that came, as far as they are kept."""
 
     format: Literal[1] = 1
     versions: tuple[AdapterVersion, ...] = ()
     """In the order in which they came."""
-    pinned: int | None = None
-    """The round whose adapter is used by the tenant's own choice; None uses the newest that is taken."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +249,7 @@ class TenantDirectory:
 
     @property
     def versions(self) -> Path:
-        """What is known of the adapters received; replaced as one step."""
+        """The adapters received; written by `start` alone, as one step."""
         return self.adapters / "versions.json"
 
     def read_versions(self) -> AdapterVersions:
