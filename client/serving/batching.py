@@ -85,15 +85,15 @@ class Batcher:
         self._thread.start()
 
     @property
-    def max_batch(self) -> int:
-        """Records of one batch, and so of one request."""
-        return self._max_batch
+    def most(self) -> int:
+        """Records of one request."""
+        return min(self._max_batch, self._max_waiting)
 
     def submit(self, examples: Examples) -> "Future[Answer]":
         """Ask for scores.
 
         Args:
-            examples: No more than `max_batch` for a federation.
+            examples: No more than `most` of a federation.
 
         Returns:
             The answer to come; cancel it where nobody waits for it.

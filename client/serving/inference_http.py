@@ -135,7 +135,7 @@ def _add_model(router: APIRouter, prefix: str, service: Service) -> None:
         federation = _named(service, request)
         asked, binary = _parsed(await request.body(), request.headers.get(HEADER_LENGTH))
         given = asked.inputs[0]
-        count = check_input([(given.name, given.datatype, given.shape)], service.batcher.max_batch)
+        count = check_input([(given.name, given.datatype, given.shape)], service.batcher.most)
         if given.data is not None:
             elements = [text.encode("utf-8", "surrogatepass") for text in given.data]
         elif given.parameters.binary_data_size == len(binary):

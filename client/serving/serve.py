@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import uvicorn
@@ -38,10 +40,20 @@ class TlsFiles:
     Args:
         certificate: PEM.
         key: PEM.
+
+    Raises:
+        ConfigError: One of them cannot be read.
     """
 
     certificate: Path
     key: Path
+
+    def __post_init__(self) -> None:
+        for option, path in (("--tls-cert", self.certificate), ("--tls-key", self.key)):
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise ConfigError(f"{option} {path}: cannot be read ({error.strerror}).") from None
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,10 @@ class Listening:
     grpc: str | None
     token: Path
     federations: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"token": str(self.token)}
 
 
 def check_place(host: str, tls: TlsFiles | None, *, expose: bool) -> None:
@@ -140,7 +156,7 @@ def serve(
             max_body=max_body,
             timeout=timeout,
         )
-        server = uvicorn.Server(
+        server = _Server(
             uvicorn.Config(
                 gate,
                 lifespan="off",
@@ -190,8 +206,24 @@ async def _run(
         await stack.enter_async_context(_following(service))
         scheme = "http" if tls is None else "https"
         rounds = {name: one.profiler.round for name, one in service.federations.items()}
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.end)
         say(Listening(f"{scheme}://{shown}:{listener.getsockname()[1]}", grpc_address, token_file, rounds))
         await server.serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Ends when it is told, so that what stands around it ends as well; uvicorn's own would pass the signal on."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def end(self) -> None:
+        """Answer what was asked, and end; at once where it is said twice."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
 
 @contextlib.asynccontextmanager
