@@ -29,6 +29,8 @@ HEADERS = (
 )
 """Of every answer."""
 
+FAILED = "this failed here; the log names the error's type."
+
 _DRAINED = 8
 """So many times its limit is read of a body that is too large and thrown away, for its sender to see the answer."""
 
@@ -68,7 +70,7 @@ class Gate:
         except Exception as error:
             _log.error("a request failed: %s", type(error).__name__)
             if not started:
-                await _refuse(answer, 500, "this failed here; the log names the error's type.")
+                await _refuse(answer, 500, FAILED)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from fedprofile.client.given import GivenError
 from fedprofile.client.serving.batching import QueueFullError
+from fedprofile.client.serving.gate import FAILED
 from fedprofile.client.serving.service import LateError, Service
 
 PAGE = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
@@ -105,6 +106,11 @@ def handle_errors(app: FastAPI, service: Service) -> None:
     async def late(request: Request, error: LateError) -> JSONResponse:
         told = {"Retry-After": str(service.retry_after)}
         return JSONResponse({"error": "the models did not answer in time; ask again later."}, 503, told)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        # The gate logs it.
+        return JSONResponse({"error": FAILED}, 500)
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:

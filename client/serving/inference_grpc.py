@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from fedprofile.client.given import GivenError, Wrong
 from fedprofile.client.serving.access import Token
 from fedprofile.client.serving.batching import QueueFullError
+from fedprofile.client.serving.gate import FAILED
 from fedprofile.client.serving.inference import (
     UnknownModelError,
     check_input,
@@ -156,7 +157,7 @@ def _guarded(handler: _Handler, token: Token | None) -> _Handler:
             code, sentence = grpc.StatusCode.DEADLINE_EXCEEDED, "the models did not answer in time; ask again later."
         except Exception as error:
             _log.error("a request failed: %s", type(error).__name__)
-            code, sentence = grpc.StatusCode.INTERNAL, "this failed here; the log names the error's type."
+            code, sentence = grpc.StatusCode.INTERNAL, FAILED
         await refuse(code, sentence)
 
     return guarded

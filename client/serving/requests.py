@@ -6,7 +6,7 @@ be somebody's data.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, create_model
@@ -26,9 +26,12 @@ class RequestReader:
     Args:
         federations: By name.
         max_events: Of one request.
+        others: More federations, whose columns a request may hold as well; they are not looked at.
     """
 
-    def __init__(self, federations: Mapping[str, Federation], max_events: int) -> None:
+    def __init__(
+        self, federations: Mapping[str, Federation], max_events: int, others: Iterable[Federation] = ()
+    ) -> None:
         self._federations = federations
         columns = [federation.columns for federation in federations.values()]
         row: dict[str, str] = {}
@@ -39,6 +42,7 @@ class RequestReader:
                 all_of_them |= {name: kind for name, kind in own.items() if all_of_them.get(name) in (None, "text")}
         # One population has one column of users.
         user, ignored = columns[0].user, frozenset[str]().union(*(asked.ignored for asked in columns))
+        ignored |= {name for one in others for name in (*one.columns.row, *one.columns.events)}
         request = create_model(
             "ProfileRequest",
             __config__=_STRICT,
@@ -47,7 +51,7 @@ class RequestReader:
                 list[_of_columns("Event", events, user, ignored)],  # type: ignore[misc]  (made at run time)
                 Field(
                     default_factory=list,
-                    max_length=max_events if events else 0,
+                    max_length=max_events,
                     description="The user's earlier events, in any order; those before the row's time count.",
                 ),
             ),

@@ -43,7 +43,8 @@ class Service:
         self.federations, self.batcher, self.explain = federations, batcher, explain
         self._timeout = timeout
         self.reader = RequestReader(federations, max_events)
-        self._readers = {name: RequestReader({name: one}, max_events) for name, one in federations.items()}
+        everyone = federations.values()
+        self._readers = {name: RequestReader({name: one}, max_events, everyone) for name, one in federations.items()}
 
     @property
     def retry_after(self) -> int:

@@ -147,20 +147,20 @@ def test_a_request_may_not_be_large(served: Served) -> None:
 
 def test_nothing_is_said_without_the_token(served: Served) -> None:
     near = served.token[:-1] + ("a" if served.token[-1] != "a" else "b")
-    shown: list[dict[str, str]] = [
+    shown: list[dict[str, str | bytes]] = [
         {},
         {"Authorization": ""},
         {"Authorization": served.token},
         {"Authorization": f"Basic {served.token}"},
         {"Authorization": f"Bearer {near}"},
         {"Authorization": f"Bearer {served.token}x"},
-        {"Authorization": "Bearer é".encode().decode("latin-1")},
+        {"Authorization": "Bearer é".encode()},
     ]
     paths = ["/profile", "/federations", "/openapi.json", "/v2", "/v2/models/buy", "/v2/models/buy/infer", "/nowhere"]
     with httpx.Client(base_url=served.http, timeout=60, trust_env=False) as client:
         for headers in shown:
             for path in paths:
-                response = client.post(path, json=GOOD, headers=headers)
+                response = client.post(path, json=GOOD, headers=httpx.Headers(headers))  # type: ignore[arg-type]
                 assert response.status_code == 401, (path, headers)
                 assert response.headers["www-authenticate"] == "Bearer"
                 assert served.token not in response.text

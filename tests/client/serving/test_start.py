@@ -23,7 +23,7 @@ def _refused(*roots: Path, options: tuple[str, ...] = ()) -> str:
     process = start_process(*roots, options=options)
     out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (2, ""), err
-    return str(json.loads(err)["error"])
+    return str(json.loads(err.splitlines()[-1])["error"])
 
 
 def test_two_populations_are_not_one_profile(copies: Path) -> None:
