@@ -113,8 +113,10 @@ class GivenRows:
         try:
             [example] = read_given(tenant, card, _OfOneUser(self, column, user))
         except DataError as error:
-            raise GivenError([Wrong(_place(problem.part, problem.line, problem.column), problem.what) for problem in error.problems]
-                             or [Wrong("request", error.summary)]) from None
+            raise GivenError(
+                [Wrong(_place(problem.part, problem.line, problem.column), problem.what) for problem in error.problems]
+                or [Wrong("request", error.summary)]
+            ) from None
         return example
 
 

@@ -44,6 +44,7 @@ MAX_PROBLEMS = 1000
 KeepWrong = Callable[[Problem, Any], None]
 """Takes a problem and the cell that it is about."""
 
+
 class Rows(Protocol):
     """Where rows come from; see `fedprofile.client.tables.Reading`."""
 
@@ -237,9 +238,7 @@ class _Reader:
             if shared and (event := self._event(row, user, "source")) is not None:
                 pending.append(event)
         if self._strict and not self._rows_of and not self._skipped:
-            mend = (
-                "check path or query in tenant.toml" if self._labelled else "give a file with rows to predict for"
-            )
+            mend = "check path or query in tenant.toml" if self._labelled else "give a file with rows to predict for"
             raise DataError(f"{self._called('source')}: there is no row; {mend}.")
         self._histories = Histories(((user, time) for user, time, *_ in self._found), self._max_events)
         for event in pending:

@@ -100,9 +100,7 @@ class Federation:
         card, judgement = self.profiler.card, self.profiler.judgement
         users = ("",) * len(scores)
         made = Predictions(number, card.hash, card.task, users, scores, judgement=judgement)
-        entries: list[dict[str, Any]] = [
-            {"task": card.task.kind, "prediction": made.predicted(row)} for row in scores
-        ]
+        entries: list[dict[str, Any]] = [{"task": card.task.kind, "prediction": made.predicted(row)} for row in scores]
         if judgement is not None:
             for entry, decision in zip(entries, made.decisions, strict=True):
                 entry["decision"] = decision
@@ -123,9 +121,7 @@ class Federation:
             "card": card.hash,
             "base": card.base.id,
             "promise": promise.as_dict(),
-            "review": None
-            if spec is None
-            else {"decision": REVIEW, "band": spec.band, "confidence": spec.confidence},
+            "review": None if spec is None else {"decision": REVIEW, "band": spec.band, "confidence": spec.confidence},
             "columns": {"row": columns.row, "events": columns.events, "user": columns.user},
         }
 

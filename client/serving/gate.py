@@ -76,7 +76,9 @@ class Gate:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if scope["path"] not in self._open and not self._token.admits(headers.get(b"authorization", b"")):
             told = (b"www-authenticate", b"Bearer")
-            await _refuse(send, 401, "show the bearer token of `flower-client serve` in the header Authorization.", told)
+            await _refuse(
+                send, 401, "show the bearer token of `flower-client serve` in the header Authorization.", told
+            )
             return
         try:
             async with asyncio.timeout(self._timeout):

@@ -1,7 +1,9 @@
 """The HTTP interface: `POST /profile`, what a person should know of the models, and the page."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from importlib import resources
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -17,7 +19,8 @@ PAGE = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
 """The page's files by path."""
 
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
-_SCHEMAS = "#/components/schemas/{model}"
+SCHEMAS = "#/components/schemas/{model}"
+"""How OpenAPI refers to a schema."""
 
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _WRONG = {
@@ -37,18 +40,19 @@ _WRONG = {
 }
 
 
-def build_app(service: Service, *, page: bool) -> FastAPI:
+def build_app(service: Service, *, page: bool, bodies: Mapping[str, Any] = MappingProxyType({})) -> FastAPI:
     """The application; `fedprofile.client.serving.gate.Gate` belongs in front of it.
 
     Args:
         service: Answers.
         page: Whether the page is there.
+        bodies: More schemas, by the names that other paths refer to.
 
     Returns:
         The application.
     """
     app = FastAPI(title="fedprofile", description="User profiles, at the tenant.", docs_url=None, redoc_url=None)
-    schema = service.reader.json_schema(_SCHEMAS)
+    schema = service.reader.json_schema(SCHEMAS)
     parts = schema.pop("$defs", {}) | {"ProfileRequest": schema, "Error": _ERROR, "Wrong": _WRONG}
     body = {"required": True, "content": {"application/json": {"schema": _reference("ProfileRequest")}}}
     extra = {"requestBody": body}
@@ -80,12 +84,12 @@ def build_app(service: Service, *, page: bool) -> FastAPI:
     def openapi() -> dict[str, Any]:
         document = made()
         components = document.setdefault("components", {})
-        components.setdefault("schemas", {}).update(parts)
+        components.setdefault("schemas", {}).update(parts | bodies)
         components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
         return document
 
-    app.openapi = openapi  # type: ignore[method-assign]  (FastAPI's own way)
+    app.openapi = openapi  # type: ignore[method-assign]
     return app
 
 
@@ -131,7 +135,7 @@ def _asked_responses(description: str) -> dict[int | str, dict[str, Any]]:
 
 
 def _reference(name: str) -> dict[str, str]:
-    return {"$ref": _SCHEMAS.format(model=name)}
+    return {"$ref": SCHEMAS.format(model=name)}
 
 
 def _file(name: str) -> Any:

@@ -122,9 +122,7 @@ async def _infer(service: Service, request: Any) -> Any:
     inferred = await infer(
         service, federation, check_count(elements, count), [output.name for output in request.outputs]
     )
-    response = message("ModelInferResponse")(
-        model_name=federation.name, model_version=inferred.version, id=request.id
-    )
+    response = message("ModelInferResponse")(model_name=federation.name, model_version=inferred.version, id=request.id)
     for tensor in inferred.outputs:
         response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.values.shape)
         response.raw_output_contents.append(packed(tensor))
@@ -170,5 +168,5 @@ def _add_reflection(server: Any) -> None:
         file = descriptor_pool.Default().FindFileContainingSymbol(name)
         copied = descriptor_pb2.FileDescriptorProto()
         file.CopyToProto(copied)
-        POOL.Add(copied)  # type: ignore[no-untyped-call]  (protobuf's stubs)
+        POOL.Add(copied)
     reflection.enable_server_reflection(names, server, pool=POOL)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedprofile.client.given import GivenError, Wrong
 from fedprofile.client.serving.federation import Federation
-from fedprofile.client.serving.http import error_responses
+from fedprofile.client.serving.http import SCHEMAS, error_responses
 from fedprofile.client.serving.inference import (
     Inferred,
     UnknownModelError,
@@ -65,6 +65,12 @@ class _Infer(_Part):
     outputs: list[_Output] = []
 
 
+def body_schemas() -> dict[str, Any]:
+    """The schemas that the protocol's paths refer to in OpenAPI, by name."""
+    schema = _Infer.model_json_schema(ref_template=SCHEMAS)
+    return schema.pop("$defs") | {_Infer.__name__: schema}
+
+
 class _Route(APIRoute):
     """Says errors as the protocol does: its own status, and one sentence."""
 
@@ -92,12 +98,12 @@ def add_inference(app: FastAPI, service: Service) -> None:
     """
     router = APIRouter(prefix="/v2", route_class=_Route)
 
-    @router.get("/health/live")
+    @router.get("/health/live", openapi_extra={"security": []})
     async def live() -> dict[str, bool]:
         """Whether the server runs."""
         return {"live": True}
 
-    @router.get("/health/ready")
+    @router.get("/health/ready", openapi_extra={"security": []})
     async def ready() -> dict[str, bool]:
         """Whether every model is there."""
         return {"ready": True}
@@ -113,7 +119,8 @@ def add_inference(app: FastAPI, service: Service) -> None:
 
 
 def _add_model(router: APIRouter, prefix: str, service: Service) -> None:
-    body = {"required": True, "content": {"application/json": {"schema": _Infer.model_json_schema()}}}
+    schema = {"$ref": SCHEMAS.format(model=_Infer.__name__)}
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
 
     @router.get(prefix, responses=error_responses(401, 404))
     async def metadata(request: Request) -> dict[str, Any]:
@@ -164,7 +171,9 @@ def _parsed(body: bytes, header_length: str | None) -> tuple[_Infer, bytes]:
     except ValidationError as error:
         # A key that is not known is the sender's text, and so is what pydantic says of JSON that is none.
         places = [
-            ".".join(str(part) for part in (problem["loc"][:-1] if problem["type"] == "extra_forbidden" else problem["loc"]))
+            ".".join(
+                str(part) for part in (problem["loc"][:-1] if problem["type"] == "extra_forbidden" else problem["loc"])
+            )
             for problem in error.errors(include_input=False)
         ]
         wrong = [Wrong(place or "request", "is not as the protocol says") for place in dict.fromkeys(places)]

@@ -117,7 +117,7 @@ def _add_field(message: DescriptorProto, whole: str, number: int, kind: str, nam
 
 
 POOL = DescriptorPool()
-POOL.Add(_file())  # type: ignore[no-untyped-call]  (protobuf's stubs)
+POOL.Add(_file())
 
 
 def message(name: str) -> Any:

@@ -12,7 +12,6 @@ from typing import Annotated, Any, NoReturn
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, create_model
 from pydantic_core import PydanticCustomError
 
-from fedprofile.client.cells import LONGEST_TEXT
 from fedprofile.client.given import GivenError, GivenRows, Wrong
 from fedprofile.client.serving.federation import Federation
 from fedprofile.common.interactions import Example
@@ -48,7 +47,7 @@ class RequestReader:
             __config__=_STRICT,
             row=(_of_columns("Row", row, user, ignored), Field(description="What is known now, by your own columns.")),
             events=(
-                list[_of_columns("Event", events, user, ignored)],  # type: ignore[misc]  (made at run time)
+                list[_of_columns("Event", events, user, ignored)],  # type: ignore[misc]
                 Field(
                     default_factory=list,
                     max_length=max_events,
@@ -188,7 +187,7 @@ _CELLS: dict[str, Any] = {
     "text": Annotated[
         Any,
         AfterValidator(_text),
-        WithJsonSchema({"type": ["string", "number", "boolean", "null"], "maxLength": LONGEST_TEXT}),
+        WithJsonSchema({"type": ["string", "number", "boolean", "null"]}),
     ],
     "number": Annotated[Any, AfterValidator(_number), WithJsonSchema({"type": ["number", "null"]})],
     "vector": Annotated[
@@ -199,8 +198,6 @@ _CELLS: dict[str, Any] = {
         AfterValidator(_time),
         WithJsonSchema({"type": "string", "anyOf": [{"format": "date"}, {"format": "date-time"}]}),
     ],
-    "user": Annotated[
-        Any, AfterValidator(_user), WithJsonSchema({"type": ["string", "integer"], "pattern": r"\S"})
-    ],
+    "user": Annotated[Any, AfterValidator(_user), WithJsonSchema({"type": ["string", "integer"], "pattern": r"\S"})],
 }
 """By kind; what else must hold of a cell, the tenant's own readers say."""

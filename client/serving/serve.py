@@ -21,7 +21,7 @@ from fedprofile.client.serving.federation import Federation, open_all
 from fedprofile.client.serving.gate import Gate
 from fedprofile.client.serving.http import PAGE, build_app
 from fedprofile.client.serving.inference_grpc import listen
-from fedprofile.client.serving.inference_http import HEALTH, add_inference
+from fedprofile.client.serving.inference_http import HEALTH, add_inference, body_schemas
 from fedprofile.client.serving.reload import follow
 from fedprofile.client.serving.service import Service
 from fedprofile.common.environment import LOOPBACK_NAMES
@@ -147,7 +147,7 @@ def serve(
         )
         service = Service(federations, batcher, timeout=timeout, max_events=max_events)
         page = host in LOOPBACK_NAMES
-        app = build_app(service, page=page)
+        app = build_app(service, page=page, bodies=body_schemas())
         add_inference(app, service)
         gate = Gate(
             app,

@@ -26,7 +26,6 @@ from fedprofile.common.cli import run_command
 from fedprofile.common.enrolment import file_text
 from fedprofile.common.messages import Arrays
 
-
 JUDGEMENT = """
 [judgement]
 band = [0.4, 0.6]
@@ -155,7 +154,15 @@ def start_process(*roots: Path, options: tuple[str, ...] = ()) -> subprocess.Pop
     """`flower-client serve` on free ports."""
     places = [part for root in roots for part in ("--dir", str(root))]
     ports = ("--port", "0", "--grpc-port", "0", "--threads", "1", "--json")
-    command = [sys.executable, "-c", "from fedprofile.client.cli import main; main()", "serve", *places, *ports, *options]
+    command = [
+        sys.executable,
+        "-c",
+        "from fedprofile.client.cli import main; main()",
+        "serve",
+        *places,
+        *ports,
+        *options,
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
 
 

@@ -51,7 +51,9 @@ def make_batcher(federations: dict[str, Federation]) -> Iterator[MakeBatcher]:
 
 
 @asynccontextmanager
-async def _asking(batcher: Batcher, federations: dict[str, Federation], **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def _asking(
+    batcher: Batcher, federations: dict[str, Federation], **options: Any
+) -> AsyncIterator[httpx.AsyncClient]:
     service = Service(federations, batcher, **{"timeout": 300, "max_events": 100} | options)
     app = build_app(service, page=False)
     add_inference(app, service)
@@ -162,7 +164,9 @@ def test_one_requests_error_is_not_anothers(make_batcher: MakeBatcher, federatio
     assert found == expected.tolist()
 
 
-def test_what_was_taken_is_answered_before_the_end(make_batcher: MakeBatcher, federations: dict[str, Federation]) -> None:
+def test_what_was_taken_is_answered_before_the_end(
+    make_batcher: MakeBatcher, federations: dict[str, Federation]
+) -> None:
     batcher, free = make_batcher()
     answers = [batcher.submit({"buy": [example]}) for example in _examples(federations["buy"], 5)]
     free.set()

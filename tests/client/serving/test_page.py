@@ -90,7 +90,7 @@ class Place:
 
     def __init__(self, served: Served, folder: Path) -> None:
         self.served, self.folder, self.drive = served, folder, ""
-        client = httpx.Client(base_url=served.http, timeout=60, trust_env=False)
+        self.client = client = httpx.Client(base_url=served.http, timeout=60, trust_env=False)
         place = self
 
         class Proxy(http.server.BaseHTTPRequestHandler):
@@ -145,6 +145,8 @@ def place(serve: Serve, directories: Path, tmp_path_factory: pytest.TempPathFact
     yield found
     found.server.shutdown()
     found.thread.join()
+    found.server.server_close()
+    found.client.close()
 
 
 def _asking(row: dict[str, str] = ROW, events: list[dict[str, str]] = EVENTS) -> str:

@@ -172,7 +172,11 @@ def test_other_methods_and_paths_are_errors_of_the_same_form(served: Served) -> 
     with served.client() as client:
         assert client.get("/nowhere").json() == {"error": "not found"}
         wrong = client.get("/profile")
-        assert (wrong.status_code, wrong.json(), wrong.headers["allow"]) == (405, {"error": "method not allowed"}, "POST")
+        assert (wrong.status_code, wrong.json(), wrong.headers["allow"]) == (
+            405,
+            {"error": "method not allowed"},
+            "POST",
+        )
 
 
 def test_no_answer_may_be_kept_or_framed_by_others(served: Served) -> None:

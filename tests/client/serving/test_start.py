@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from tests.client.serving.conftest import Serve, adapter, asked, start_process
 
 from fedprofile.common.adapters import arrays_hash
@@ -141,7 +140,9 @@ def test_what_is_being_answered_is_answered_before_the_end(serve: Serve, copies:
     served = serve(copies / "buy", copies / "spend")
 
     async def ask_and_end() -> list[int]:
-        async with httpx.AsyncClient(base_url=served.http, headers=served.headers, timeout=60, trust_env=False) as client:
+        async with httpx.AsyncClient(
+            base_url=served.http, headers=served.headers, timeout=60, trust_env=False
+        ) as client:
             waiting = [asyncio.create_task(client.post("/profile", json=asked(seed))) for seed in range(50)]
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             assert done
