@@ -294,7 +294,7 @@ class _Reader:
     def _source_name(self, name: str) -> str:
         return self._columns.rename.get(name, name)
 
-    def _rows(self, reading: Reading, source: Source, part: str, needed: set[str]) -> Iterator[tuple[RawRow, str]]:
+    def _rows(self, reading: Rows, source: Source, part: str, needed: set[str]) -> Iterator[tuple[RawRow, str]]:
         """A source's rows with their users; of events only those that can be in a history, unless all are checked."""
         named: set[str] = set()
         asked = needed | ({self._columns.group} if self._columns.group else set())

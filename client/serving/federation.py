@@ -109,7 +109,7 @@ class Federation:
         return [entry | {"round": number, "adapter": adapter_hash, "card": card.hash} for entry in entries]
 
     def facts(self) -> dict[str, Any]:
-        """What a person should know of the model: task, promise, rounds, and when it leaves the decision to a person."""
+        """What a person should know: task, promise, rounds, and when the decision is left to a person."""
         card, spec, columns = self.profiler.card, self.tenant.judgement, self.columns
         promise = PrivacyLoss(self.segment.plan.epsilon, self.segment.plan.delta)
         unit = {"low": card.task.low, "high": card.task.high} if isinstance(card.task, RegressionTask) else {}

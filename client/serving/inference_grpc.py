@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -133,16 +133,11 @@ def _guarded(handler: _Handler, token: Token | None) -> _Handler:
     """A method that looks at the token first, and says errors as statuses that hold nothing of the request."""
 
     async def guarded(request: Any, context: Any) -> Any:
-        async def refuse(code: grpc.StatusCode, sentence: str) -> NoReturn:
-            await context.abort(code, sentence)
-            raise AssertionError
-
         if token is not None:
             shown = dict(context.invocation_metadata()).get("authorization", "")
             if not token.admits(shown.encode() if isinstance(shown, str) else shown):
-                await refuse(
-                    grpc.StatusCode.UNAUTHENTICATED, "show the bearer token of `flower-client serve` as authorization."
-                )
+                sentence = "show the bearer token of `flower-client serve` as authorization."
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, sentence)
         try:
             return await handler(request, context)
         except GivenError as error:
@@ -156,7 +151,7 @@ def _guarded(handler: _Handler, token: Token | None) -> _Handler:
         except Exception as error:
             _log.error("a request failed: %s", type(error).__name__)
             code, sentence = grpc.StatusCode.INTERNAL, FAILED
-        await refuse(code, sentence)
+        return await context.abort(code, sentence)
 
     return guarded
 

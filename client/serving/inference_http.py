@@ -68,7 +68,8 @@ class _Infer(_Part):
 def body_schemas() -> dict[str, Any]:
     """The schemas that the protocol's paths refer to in OpenAPI, by name."""
     schema = _Infer.model_json_schema(ref_template=SCHEMAS)
-    return schema.pop("$defs") | {_Infer.__name__: schema}
+    parts: dict[str, Any] = schema.pop("$defs")
+    return parts | {_Infer.__name__: schema}
 
 
 class _Route(APIRoute):

@@ -42,20 +42,21 @@ class RequestReader:
         # One population has one column of users.
         user, ignored = columns[0].user, frozenset[str]().union(*(asked.ignored for asked in columns))
         ignored |= {name for one in others for name in (*one.columns.row, *one.columns.events)}
-        request = create_model(
-            "ProfileRequest",
-            __config__=_STRICT,
-            row=(_of_columns("Row", row, user, ignored), Field(description="What is known now, by your own columns.")),
-            events=(
-                list[_of_columns("Event", events, user, ignored)],  # type: ignore[misc]
+        fields: dict[str, Any] = {
+            "row": (
+                _of_columns("Row", row, user, ignored),
+                Field(description="What is known now, by your own columns."),
+            ),
+            "events": (
+                list.__class_getitem__(_of_columns("Event", events, user, ignored)),
                 Field(
-                    default_factory=list,
+                    default=[],
                     max_length=max_events,
                     description="The user's earlier events, in any order; those before the row's time count.",
                 ),
             ),
-        )
-        self._request: type[BaseModel] = request
+        }
+        self._request: type[BaseModel] = create_model("ProfileRequest", __config__=_STRICT, **fields)
 
     def json_schema(self, references: str) -> dict[str, Any]:
         """The schema of a request.
@@ -127,7 +128,7 @@ def _wrong(request: type[BaseModel], problem: Mapping[str, Any]) -> Wrong:
 
 
 def _names(request: type[BaseModel], location: Sequence[Any]) -> list[str]:
-    model = request
+    model: Any = request
     if location:
         annotation = request.model_fields[str(location[0])].annotation
         model = getattr(annotation, "__args__", (annotation,))[0]
@@ -150,7 +151,7 @@ def _finite(text: str) -> float:
 
 
 def _refused(expected: str) -> PydanticCustomError:
-    return PydanticCustomError("cell", "{expected}", {"expected": expected})  # type: ignore[misc]
+    return PydanticCustomError("cell", "{expected}", {"expected": expected})
 
 
 def _text(cell: Any) -> Any:

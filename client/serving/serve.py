@@ -179,9 +179,22 @@ def serve(
             batcher.close()
 
 
+class _Server(uvicorn.Server):
+    """Ends when it is told, so that what stands around it ends as well; uvicorn's own would pass the signal on."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def end(self) -> None:
+        """Answer what was asked, and end; at once where it is said twice."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
 async def _run(
     service: Service,
-    server: uvicorn.Server,
+    server: _Server,
     listener: socket.socket,
     token: Token,
     token_file: Path,
@@ -211,19 +224,6 @@ async def _run(
             loop.add_signal_handler(number, server.end)
         say(Listening(f"{scheme}://{shown}:{listener.getsockname()[1]}", grpc_address, token_file, rounds))
         await server.serve(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    """Ends when it is told, so that what stands around it ends as well; uvicorn's own would pass the signal on."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    def end(self) -> None:
-        """Answer what was asked, and end; at once where it is said twice."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
 
 
 @contextlib.asynccontextmanager

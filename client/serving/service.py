@@ -1,4 +1,4 @@
-"""What every way of asking shares: requests are read, wait for the models together, and become the profile's entries."""
+"""What all ways of asking share: requests are read, wait for the models together, and become the profile's entries."""
 
 import asyncio
 import math

@@ -150,8 +150,8 @@ def test_what_is_not_the_protocols_is_refused(served: Served, body: bytes, heade
 
 @pytest.mark.parametrize("raw", [b"\x05", b"\xff\xff\xff\xff", b"\x02\x00\x00\x00{}\x01"])
 def test_elements_whose_lengths_do_not_add_up_are_refused(served: Served, raw: bytes) -> None:
-    header = {"inputs": [{"name": "request", "datatype": "BYTES", "shape": [1]}]}
-    header["inputs"][0]["parameters"] = {"binary_data_size": len(raw)}
+    given = {"name": "request", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(raw)}}
+    header = {"inputs": [given]}
     text = json.dumps(header).encode()
     told = {"Inference-Header-Content-Length": str(len(text))}
     with served.client() as client:

@@ -41,7 +41,11 @@ def make_batcher(federations: dict[str, Federation]) -> Iterator[MakeBatcher]:
     def make(**options: Any) -> tuple[Batcher, threading.Event]:
         batcher, free = Batcher(federations, **{"max_batch": 32, "max_waiting": 256} | options), threading.Event()
         made.append((batcher, free))
-        batcher.between(lambda: free.wait(300) and None)
+
+        def hold() -> None:
+            free.wait(300)
+
+        batcher.between(hold)
         return batcher, free
 
     yield make
