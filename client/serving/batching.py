@@ -63,7 +63,6 @@ class Batcher:
         max_batch: Records of one batch.
         max_waiting: Records in the queue.
         wait: Seconds for which a batch that is not full waits for more.
-        prepare: Called in the thread before anything else.
     """
 
     def __init__(
@@ -73,10 +72,8 @@ class Batcher:
         max_batch: int,
         max_waiting: int,
         wait: float = 0.0,
-        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self._federations, self._max_batch, self._max_waiting, self._wait = federations, max_batch, max_waiting, wait
-        self._prepare = prepare
         self._jobs: deque[_Job] = deque()
         self._between: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._changed = threading.Condition()
@@ -133,7 +130,6 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
-        self._prepare()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._between or self._closed)

@@ -120,15 +120,22 @@ def add_inference(app: FastAPI, service: Service) -> None:
 
 
 def _add_model(router: APIRouter, prefix: str, service: Service) -> None:
+    kinds: dict[str, dict[str, Any]] = {"name": {"enum": list(service.federations)}, "version": {"pattern": r"^\d+$"}}
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"} | kind}
+        for name, kind in kinds.items()
+        if f"{{{name}}}" in prefix
+    ]
+    extra: dict[str, Any] = {"parameters": parameters}
     schema = {"$ref": SCHEMAS.format(model=_Infer.__name__)}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
 
-    @router.get(prefix, responses=error_responses(401, 404))
+    @router.get(prefix, responses=error_responses(401, 404), openapi_extra=extra)
     async def metadata(request: Request) -> dict[str, Any]:
         """What a model takes and gives."""
         return model_metadata(_named(service, request))
 
-    @router.get(f"{prefix}/ready", responses=error_responses(401, 404))
+    @router.get(f"{prefix}/ready", responses=error_responses(401, 404), openapi_extra=extra)
     async def ready(request: Request) -> dict[str, Any]:
         """Whether a model is there."""
         return {"name": _named(service, request).name, "ready": True}
@@ -136,7 +143,7 @@ def _add_model(router: APIRouter, prefix: str, service: Service) -> None:
     @router.post(
         f"{prefix}/infer",
         responses=error_responses(400, 401, 404, 408, 413, 503),
-        openapi_extra={"requestBody": body},
+        openapi_extra=extra | {"requestBody": body},
     )
     async def run(request: Request) -> Response:
         """Ask a model."""

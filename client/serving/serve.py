@@ -143,8 +143,9 @@ def serve(
             max_batch=max_batch,
             max_waiting=max_waiting,
             wait=batch_wait,
-            prepare=partial(_prepare, list(federations.values()), threads),
         )
+        # Which passes the models may share is found out before anyone asks.
+        batcher.between(partial(_prepare, list(federations.values()), threads)).result()
         service = Service(federations, batcher, timeout=timeout, max_events=max_events)
         page = host in LOOPBACK_NAMES
         app = build_app(service, page=page, bodies=body_schemas())
@@ -204,8 +205,6 @@ async def _run(
     tls: TlsFiles | None,
     max_body: int,
 ) -> None:
-    # Nothing is asked before the models have run once: which passes they may share is found out then.
-    await asyncio.wrap_future(service.batcher.between(lambda: None))
     shown = f"[{host}]" if ":" in host else host
     async with contextlib.AsyncExitStack() as stack:
         grpc_address = None
