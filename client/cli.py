@@ -354,6 +354,68 @@ def leave(
 
 
 @app.command()
+def serve(
+    directories: Annotated[
+        list[Path], typer.Option("--dir", help="A tenant's directory; several for several federations' adapters.")
+    ],
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of HTTP; 0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="Of gRPC; 0 takes a free one.")] = 8001,
+    no_grpc: Annotated[bool, typer.Option("--no-grpc", help="HTTP alone.")] = False,
+    expose: Annotated[bool, typer.Option("--expose", help="Listen at a host that others can reach.")] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate, PEM; with --tls-key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="Of the models; 0 is one a core.")] = 0,
+    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Records of one batch.")] = 32,
+    batch_wait: Annotated[float, typer.Option(min=0, max=50, help="Milliseconds to wait for a fuller batch.")] = 0.0,
+    queue: Annotated[int, typer.Option(min=1, max=100_000, help="Records that wait; more are refused.")] = 256,
+    max_events: Annotated[int, typer.Option(min=1, max=100_000, help="Events of one request.")] = 1024,
+    max_body: Annotated[int, typer.Option(min=1, max=64 * 1024, help="KiB of one request.")] = 1024,
+    timeout: Annotated[float, typer.Option(min=0.1, max=600, help="Seconds for one request.")] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Answer your applications with profiles, here: HTTP, gRPC and a page. Nothing is sent to the server."""
+    from fedprofile.common.errors import ConfigError
+
+    if (tls_cert is None) != (tls_key is None):
+        raise ConfigError("--tls-cert and --tls-key go together; give both.")
+    if len({directory.resolve() for directory in directories}) < len(directories):
+        raise ConfigError("--dir is given twice for one directory; give each once.")
+    try:
+        from fedprofile.client.serving.serve import Listening, TlsFiles, check_place
+        from fedprofile.client.serving.serve import serve as listen
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"serve needs {error.name}: pip install 'fedprofile[serve]'.") from None
+    tls = None if tls_cert is None or tls_key is None else TlsFiles(tls_cert, tls_key)
+    check_place(host, tls, expose=expose)
+    from fedprofile.client.directory import TenantDirectory
+
+    _logged(TenantDirectory(directories[0]))
+
+    def say(found: Listening) -> None:
+        models = ", ".join(f"{name} (round {number})" for name, number in found.federations.items())
+        grpc = "" if found.grpc is None else f", gRPC at {found.grpc}"
+        text = f"Serving {models} at {found.http}{grpc}.\nThe token that applications show is in {found.token}."
+        show(text, found.as_dict(), as_json)
+
+    listen(
+        directories,
+        say,
+        host=host,
+        port=port,
+        grpc_port=None if no_grpc else grpc_port,
+        tls=tls,
+        threads=threads,
+        max_batch=max_batch,
+        batch_wait=batch_wait / 1000,
+        max_waiting=queue,
+        max_events=max_events,
+        max_body=max_body * 1024,
+        timeout=timeout,
+    )
+
+
+@app.command()
 def worth(directory: Directory, as_json: AsJson = False) -> None:
     """Was it worth it? The federation beside no model, own data and the columns, on your own users; stays here."""
     from fedprofile.client.directory import TenantDirectory

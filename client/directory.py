@@ -11,6 +11,7 @@
     snapshot/                the run's rows, where tenant.toml asks for it (`fedprofile.client.snapshot`)
     marks/                   how far the ledger had come at the last reservation (`fedprofile.client.high_water`)
     adapters/                adapters received, and the one in use (`fedprofile.client.received`)
+    serve.token              what an application shows to `serve`
     client.log lock          the local log, and the mark that `start` runs
 
 The ledger is not in it: it belongs to the data, and deleting the directory must not give its users a new budget. A
@@ -39,7 +40,8 @@ from fedprofile.common.errors import ConfigError
 from fedprofile.common.tenant import TenantFile, load_tenant_file
 
 _KEPT_FILES = {"tenant.toml", "invite.json", "new-invite.json", "card.json", "key", "ca.crt", "segment.json", "secret"}
-_KEPT = _KEPT_FILES | {"node.json", "journal", "outbox", "cache", "snapshot", "marks", "adapters", "client.log", "lock"}
+_KEPT_FOLDERS = {"journal", "outbox", "cache", "snapshot", "marks", "adapters"}
+_KEPT = _KEPT_FILES | _KEPT_FOLDERS | {"node.json", "serve.token", "client.log", "lock"}
 
 
 class SegmentFile(Frozen):
@@ -156,6 +158,11 @@ class TenantDirectory:
     def adapters(self) -> Path:
         """Adapters received."""
         return self.root / "adapters"
+
+    @property
+    def serve_token(self) -> Path:
+        """What an application shows to `serve`."""
+        return self.root / "serve.token"
 
     @property
     def log(self) -> Path:

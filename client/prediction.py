@@ -82,7 +82,7 @@ class Predictions:
     def as_rows(self) -> list[dict[str, Any]]:
         """One object a record; what `--json` prints a list of."""
         return [
-            {"user": user, **self._predicted(row), **judged, "round": self.round}
+            {"user": user, **self.predicted(row), **judged, "round": self.round}
             for user, row, judged in zip(self.users, self.scores, self._judged(), strict=True)
         ]
 
@@ -136,7 +136,7 @@ class Predictions:
             writer.writerow([row["user"], row["label"], *values, *(row[name] for name in names)])
         return buffer.getvalue()
 
-    def _predicted(self, row: NDArray[np.float64]) -> dict[str, Any]:
+    def predicted(self, row: NDArray[np.float64]) -> dict[str, Any]:
         """Of one record: the label and all probabilities, or the target in its own unit under its own name."""
         task = self.task
         if isinstance(task, RegressionTask):

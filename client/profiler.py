@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from fedprofile.client.directory import TenantDirectory
 from fedprofile.client.judgement import Judgement
 from fedprofile.client.received import AdapterFolder
-from fedprofile.client.site import load_model
+from fedprofile.client.site import LoadedBases, load_model
 from fedprofile.common.adapters import arrays_hash
 from fedprofile.common.candidates import as_questions, with_candidate
 from fedprofile.common.card import FederationCard
@@ -41,13 +41,16 @@ class Profiler:
     adapter_hash: str
 
     @classmethod
-    def open(cls, directory: TenantDirectory, card: FederationCard, tenant: TenantFile) -> "Profiler":
+    def open(
+        cls, directory: TenantDirectory, card: FederationCard, tenant: TenantFile, loaded: LoadedBases | None = None
+    ) -> "Profiler":
         """Load base and adapter.
 
         Args:
             directory: The tenant's.
             card: The agreed one.
             tenant: The tenant file.
+            loaded: Bases to share; see `fedprofile.client.site.load_model`.
 
         Returns:
             The profiler.
@@ -59,7 +62,7 @@ class Profiler:
         adapters = AdapterFolder(directory, card.hash)
         adapters.require()
         judgement = None if tenant.judgement is None else Judgement.of(tenant.judgement, card, directory.root)
-        model, tokenizer = load_model(card, tenant, directory.root)
+        model, tokenizer = load_model(card, tenant, directory.root, loaded)
         number, arrays = adapters.newest(model.layout())
         model.set_arrays(arrays)
         return cls(card, model, tokenizer, judgement, number, arrays_hash(arrays))
