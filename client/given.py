@@ -72,7 +72,7 @@ class AskedColumns:
         def asked(names: Collection[str]) -> dict[str, str]:
             return {columns.rename.get(name, name): kinds.get(name, "text") for name in sorted(names)}
 
-        row = asked(template_columns(card.history.record) | card.features.columns)
+        row = asked(card.record_columns)
         events = asked(template_columns(card.history.event))
         if card.history.event and columns.time is not None:
             row[columns.time] = "time"

@@ -73,7 +73,7 @@ class Predictions:
         """What came out for each record: the decision, or the label, labels, number or best candidate predicted."""
         if self.judgement is not None:
             return list(self.decisions)
-        predicted = [self._predicted(row) for row in self.scores]
+        predicted = [self.predicted(row) for row in self.scores]
         if isinstance(self.task, RankingTask):
             return [row["best"][0]["candidate"] for row in predicted]
         name = {"multilabel": "labels", "regression": self.task.outputs[0]}.get(self.task.kind, "label")

@@ -111,6 +111,18 @@ class AdapterFolder:
         """Those of this card that can be used, oldest first, each with what was judged of it."""
         return self._versions(self.choice())
 
+    def written(self) -> tuple[int, ...]:
+        """Changes whenever another adapter may be in use: when what came and what was chosen were written."""
+        found = []
+        for path in (self._directory.versions, self._choice):
+            try:
+                seen = path.stat()
+            except OSError:
+                found += [0, 0]
+            else:
+                found += [seen.st_mtime_ns, seen.st_ino]
+        return tuple(found)
+
     def choice(self) -> Choice:
         """What was decided so far.
 

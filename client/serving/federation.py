@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedprofile.client.agreement import read_agreed
+from fedprofile.client.decisions import DecisionLog
 from fedprofile.client.directory import SegmentFile, TenantDirectory
 from fedprofile.client.given import AskedColumns
 from fedprofile.client.judgement import REVIEW
@@ -20,6 +21,7 @@ from fedprofile.client.sources import check_asked
 from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.adapters import arrays_hash
 from fedprofile.common.errors import ConfigError
+from fedprofile.common.interactions import Example
 from fedprofile.common.messages import Arrays
 from fedprofile.common.tasks import RegressionTask
 from fedprofile.common.tenant import TenantFile
@@ -34,12 +36,14 @@ class Federation:
         tenant: The tenant file.
         segment: What join froze.
         profiler: The model with the adapter in use; another one after each swap.
+        log: The tenant's decision log; None where it keeps none.
     """
 
     directory: TenantDirectory
     tenant: TenantFile
     segment: SegmentFile
     profiler: Profiler
+    log: DecisionLog | None = None
 
     @classmethod
     def open(cls, root: Path, loaded: LoadedBases) -> "Federation":
@@ -59,7 +63,8 @@ class Federation:
         directory = TenantDirectory(root)
         tenant, (card, segment) = directory.read_tenant_file(), read_agreed(directory)
         check_asked(tenant, card)
-        return cls(directory, tenant, segment, Profiler.open(directory, card, tenant, loaded))
+        log = DecisionLog.of(directory, tenant)
+        return cls(directory, tenant, segment, Profiler.open(directory, card, tenant, loaded), log)
 
     @property
     def name(self) -> str:
@@ -86,20 +91,29 @@ class Federation:
         self.profiler.model.set_arrays(arrays)
         self.profiler = replace(self.profiler, round=number, adapter_hash=arrays_hash(arrays))
 
-    def says(self, scores: NDArray[np.float64], number: int, adapter_hash: str) -> list[dict[str, Any]]:
-        """The profile's entry for each record.
+    def says(
+        self, examples: Sequence[Example], scores: NDArray[np.float64], number: int, adapter_hash: str
+    ) -> list[dict[str, Any]]:
+        """The profile's entry for each record, once it is in the tenant's decision log.
 
         Args:
+            examples: What was asked about, [n].
             scores: [n, outputs].
             number: After which round the adapter was that made them.
             adapter_hash: Its hash.
 
         Returns:
             Task, prediction, the decision and reply by `[judgement]`, and which model said it.
+
+        Raises:
+            ConfigError: The log cannot be written; nothing is answered then.
         """
         card, judgement = self.profiler.card, self.profiler.judgement
-        users = ("",) * len(scores)
-        made = Predictions(number, card.hash, card.task, users, scores, judgement=judgement)
+        users = tuple(example.user for example in examples)
+        groups = tuple(example.group for example in examples)
+        made = Predictions(number, card.hash, card.task, users, scores, judgement=judgement, groups=groups)
+        if self.log is not None:
+            self.log.append(users, made.outcomes, card_hash=card.hash, adapter=adapter_hash, round=number, way="serve")
         entries: list[dict[str, Any]] = [{"task": card.task.kind, "prediction": made.predicted(row)} for row in scores]
         if judgement is not None:
             for entry, decision in zip(entries, made.decisions, strict=True):

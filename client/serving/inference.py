@@ -144,8 +144,7 @@ async def infer(service: Service, federation: Federation, texts: Sequence[bytes]
     there = [output["name"] for output in model_metadata(federation)["outputs"]]
     if not set(asked) <= set(there):
         raise GivenError([Wrong("outputs", f"are not among {', '.join(there)}")])
-    scored = await service.scored(federation.name, texts)
-    entries = federation.says(scored.scores, scored.round, scored.adapter_hash)
+    scored, entries = await service.scored(federation.name, texts)
     made: dict[str, NDArray[Any]] = {
         "scores": task.in_unit(scored.scores) if isinstance(task, RegressionTask) else scored.scores,
         "profile": _texts([json.dumps(entry, ensure_ascii=False) for entry in entries]),

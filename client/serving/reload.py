@@ -21,24 +21,15 @@ async def follow(federations: Collection[Federation], batcher: Batcher) -> None:
         federations: Those that are served.
         batcher: Runs their models.
     """
-    seen: dict[str, tuple[int, int]] = {}
+    seen: dict[str, tuple[int, ...]] = {}
     while True:
         for federation in federations:
             # The first look is at every entry: one may have come after the models were loaded.
-            entry = _written(federation)
+            entry = federation.adapters.written()
             if entry != seen.get(federation.name):
                 seen[federation.name] = entry
                 await _take(federation, batcher)
         await asyncio.sleep(EVERY)
-
-
-def _written(federation: Federation) -> tuple[int, int]:
-    """When an adapter's entry was written, and the file; zeros where there is none."""
-    try:
-        found = (federation.directory.adapters / "latest.json").stat()
-    except OSError:
-        return 0, 0
-    return found.st_mtime_ns, found.st_ino
 
 
 async def _take(federation: Federation, batcher: Batcher) -> None:

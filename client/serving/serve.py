@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import signal
 import socket
@@ -15,6 +16,7 @@ import torch
 import uvicorn
 
 from fedprofile.client.directory import TenantDirectory
+from fedprofile.client.explanation import explain
 from fedprofile.client.serving.access import Token
 from fedprofile.client.serving.batching import Batcher
 from fedprofile.client.serving.federation import Federation, open_all
@@ -23,12 +25,14 @@ from fedprofile.client.serving.http import PAGE, build_app
 from fedprofile.client.serving.inference_grpc import listen
 from fedprofile.client.serving.inference_http import HEALTH, add_inference, body_schemas
 from fedprofile.client.serving.reload import follow
-from fedprofile.client.serving.service import Service
+from fedprofile.client.serving.service import Explain, Service
 from fedprofile.common.environment import LOOPBACK_NAMES
 from fedprofile.common.errors import ConfigError
 
 BACKLOG = 2048
 """Connections that the system holds until they are taken."""
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than clients keep one, so that none asks on one that closes."""
 GRACE = 10
 """Seconds for what is being answered when the end is asked for."""
 
@@ -146,7 +150,7 @@ def serve(
         )
         # Which passes the models may share is found out before anyone asks.
         batcher.between(partial(_prepare, list(federations.values()), threads)).result()
-        service = Service(federations, batcher, timeout=timeout, max_events=max_events)
+        service = Service(federations, batcher, timeout=timeout, max_events=max_events, explain=_explainer())
         page = host in LOOPBACK_NAMES
         app = build_app(service, page=page, bodies=body_schemas())
         add_inference(app, service)
@@ -165,6 +169,7 @@ def serve(
                 access_log=False,
                 server_header=False,
                 backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE,
                 ws="none",
                 timeout_graceful_shutdown=GRACE,
                 ssl_certfile=None if tls is None else str(tls.certificate),
@@ -243,9 +248,17 @@ def _prepare(federations: Sequence[Federation], threads: int) -> None:
         federation.profiler.model.tokens_at_once("whole")
 
 
+def _explainer() -> Explain | None:
+    """By ablation, which costs one pass for each event; None where captum is not installed."""
+    if importlib.util.find_spec("captum") is None:
+        return None
+    return lambda profiler, example: explain(profiler, example).as_dict()
+
+
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Only of a socket that says TCP does asyncio send small answers at once; others wait 40 ms for company.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

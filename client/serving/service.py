@@ -4,16 +4,21 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from fedprofile.client.profiler import Profiler
-from fedprofile.client.serving.batching import Batcher, Examples, Scored
+from fedprofile.client.serving.batching import Batcher, Examples, QueueFullError, Scored
 from fedprofile.client.serving.federation import Federation
 from fedprofile.client.serving.requests import RequestReader
 from fedprofile.common.interactions import Example
 
 Explain = Callable[[Profiler, Example], dict[str, Any]]
 """From a model and what it is asked about to an explanation by event, as JSON values."""
+
+
+MOST_EXPLAINED = 4
+"""Explanations that are asked for at once: each takes many passes, between which everyone else waits."""
 
 
 class LateError(Exception):
@@ -41,7 +46,7 @@ class Service:
         explain: Explain | None = None,
     ) -> None:
         self.federations, self.batcher, self.explain = federations, batcher, explain
-        self._timeout = timeout
+        self._timeout, self._explaining = timeout, 0
         self.reader = RequestReader(federations, max_events)
         everyone = federations.values()
         self._readers = {name: RequestReader({name: one}, max_events, everyone) for name, one in federations.items()}
@@ -67,13 +72,10 @@ class Service:
         """
         examples = {name: [example] for name, example in self.reader.read(body).items()}
         answer = await self._answer(examples)
-        entries = {
-            name: self.federations[name].says(scored.scores, scored.round, scored.adapter_hash)[0]
-            for name, scored in answer.items()
-        }
+        entries = {name: (await self._said(name, examples[name], scored))[0] for name, scored in answer.items()}
         return {"profile": entries, "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
-    async def scored(self, name: str, texts: Sequence[bytes]) -> Scored:
+    async def scored(self, name: str, texts: Sequence[bytes]) -> tuple[Scored, list[dict[str, Any]]]:
         """What one federation's model says of several requests.
 
         Args:
@@ -81,13 +83,14 @@ class Service:
             texts: See `RequestReader.read`.
 
         Returns:
-            The scores, all of one adapter.
+            The scores, all of one adapter, and the profile's entry of each request.
 
         Raises:
             GivenError, QueueFullError, LateError: See `profile`.
         """
         examples = [self._readers[name].read(text)[name] for text in texts]
-        return (await self._answer({name: examples}))[name]
+        scored = (await self._answer({name: examples}))[name]
+        return scored, await self._said(name, examples, scored)
 
     async def explanation(self, body: bytes) -> dict[str, Any]:
         """Why each federation says what it says, by event.
@@ -99,7 +102,7 @@ class Service:
             What `explain` gives, by federation.
 
         Raises:
-            GivenError, LateError: See `profile`.
+            GivenError, QueueFullError, LateError: See `profile`.
         """
         assert self.explain is not None
         explain, found = self.explain, dict[str, Any]()
@@ -109,17 +112,28 @@ class Service:
                 found[name] = explain(self.federations[name].profiler, example)
 
         examples = self.reader.read(body)
+        if self._explaining == MOST_EXPLAINED:
+            raise QueueFullError
+        self._explaining += 1
         try:
             async with asyncio.timeout(self._timeout):
                 await asyncio.wrap_future(self.batcher.between(act))
         except TimeoutError:
             raise LateError from None
+        finally:
+            self._explaining -= 1
         return {"explanation": found}
 
     def facts(self) -> dict[str, Any]:
         """What a person should know of the models, and whether they can be explained."""
         federations = {name: federation.facts() for name, federation in self.federations.items()}
         return {"federations": federations, "explains": self.explain is not None}
+
+    async def _said(self, name: str, examples: Sequence[Example], scored: Scored) -> list[dict[str, Any]]:
+        """The entries; in another thread where a log is waited for."""
+        federation = self.federations[name]
+        say = partial(federation.says, examples, scored.scores, scored.round, scored.adapter_hash)
+        return say() if federation.log is None else await asyncio.to_thread(say)
 
     async def _answer(self, examples: Examples) -> Mapping[str, Scored]:
         try:
