@@ -168,8 +168,19 @@ def test_a_person_sees_the_profile_and_what_stands_behind_it(place: Place) -> No
     # What the keyboard and a screen reader need: the first field, then the answer, have the focus; all have names.
     assert told["focused"].startswith("row-") and told["active"] == "answer"
     assert told["nameless"] == [] and told["small"] == []
-    # The token is gone from the address, and there is nothing to explain with.
-    assert place.served.token not in told["address"] and not told["explain"]
+    # The token is gone from the address.
+    assert place.served.token not in told["address"] and told["explain"]
+
+
+def test_what_drove_a_prediction_is_shown_by_event(place: Place) -> None:
+    steps = """
+    part("explain").click();
+    await until(() => part("explanation").querySelector("table"), "no explanation comes");
+    told.explanation = part("explanation").innerText;
+    """
+    told = place.look(_asking() + steps)
+    assert "viewed shoes" in told["explanation"] and "bought books" in told["explanation"]
+    assert "not causes of what a person did" in told["explanation"] and told["nameless"] == []
 
 
 def test_a_wrong_cell_is_named_and_has_the_focus(place: Place) -> None:

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from tests.client.serving.conftest import Serve, adapter, asked, start_process
 
+from fedprofile.client.directory import TenantDirectory
+from fedprofile.client.received import AdapterFolder
 from fedprofile.common.adapters import arrays_hash
 from fedprofile.server.certificates import new_authority, new_server_certificate
 
@@ -58,7 +61,7 @@ def test_what_cannot_be_served_is_refused(copies: Path) -> None:
         port = str(taken.getsockname()[1])
         assert "cannot be listened at" in _refused(copies / "buy", options=("--port", port))
         assert "cannot be listened at" in _refused(copies / "buy", options=("--grpc-port", port))
-    (copies / "buy" / "adapters" / "latest.json").unlink()
+    (copies / "buy" / "adapters" / "versions.json").unlink()
     assert "no adapter has come yet" in _refused(copies / "buy")
 
 
@@ -127,13 +130,66 @@ def test_a_new_rounds_adapter_is_taken_and_no_request_is_lost(serve: Serve, copi
     aside = Path(shutil.copytree(copies / "buy", copies / "aside"))
     adapter(aside, 3, seed=10)
     (copies / "buy" / "adapters" / "round-0003.safetensors").write_bytes(b"damaged")
-    shutil.copyfile(aside / "adapters" / "latest.json", copies / "buy" / "adapters" / "latest.json")
+    shutil.copyfile(aside / "adapters" / "versions.json", copies / "buy" / "adapters" / "versions.json")
     log = copies / "buy" / "client.log"
     end = time.monotonic() + 120
     while time.monotonic() < end and "the newest adapter is not taken" not in log.read_text():
         time.sleep(0.05)
     assert "the newest adapter is not taken" in log.read_text() and "round 2 is served now" in log.read_text()
     assert served.profile(request)["buy"] == after
+
+
+def test_it_follows_the_tenants_choice_and_logs_each_decision(serve: Serve, copies: Path) -> None:
+    """Rolled back by one command; thresholds of the group that the request names; a line before each answer."""
+    for number in (2, 3):
+        adapter(copies / "buy", number, seed=number)
+    settings = copies / "buy" / "tenant.toml"
+    settings.write_text(
+        settings.read_text().replace("band = [0.4, 0.6]", "thresholds = { north = 0.000001, south = 0.999999 }")
+        + '\n[decisions]\nlog = "decisions.jsonl"\n'
+    )
+    served = serve(copies / "buy")
+    request = _of_buy()
+    decided = {}
+    for region in ("north", "south"):
+        request["row"]["region"] = region
+        entry = served.profile(request)["buy"]
+        assert entry["round"] == 3
+        decided[region] = entry["decision"]
+    assert decided == {"north": "yes", "south": "no"}
+    del request["row"]["region"]
+    with served.client() as client:
+        assert client.post("/profile", json=request).status_code == 422
+    request["row"]["region"] = "north"
+    place = TenantDirectory(copies / "buy")
+    card = place.read_agreed_card()
+    assert card is not None
+    AdapterFolder(place, card.hash).use(1)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and served.profile(request)["buy"]["round"] != 1:
+        time.sleep(0.05)
+    assert served.profile(request)["buy"]["round"] == 1
+    lines = [json.loads(line) for line in (copies / "buy" / "decisions.jsonl").read_text().splitlines()]
+    assert [line["outcome"] for line in lines[:2]] == ["yes", "no"]
+    assert lines[0]["way"] == "serve" and lines[-1]["round"] == 1 and lines[0]["round"] == 3
+    # What cannot be logged is not answered.
+    (copies / "buy" / "decisions.jsonl").unlink()
+    (copies / "buy" / "decisions.jsonl").mkdir()
+    with served.client() as client:
+        answer = client.post("/profile", json=request)
+    assert answer.status_code == 500 and "profile" not in answer.json()
+
+
+def test_an_explanation_is_of_the_same_prediction(serve: Serve, copies: Path) -> None:
+    served = serve(copies / "buy", copies / "spend")
+    request = asked(4)
+    said = served.profile(request)
+    with served.client() as client:
+        found = client.post("/explain", json=request).json()["explanation"]
+    assert found["buy"]["score"] == pytest.approx(said["buy"]["prediction"]["probabilities"]["yes"], abs=1e-6)
+    assert found["spend"]["score"] == pytest.approx(said["spend"]["prediction"]["visits"], abs=1e-4)
+    assert [part["kind"] for part in found["buy"]["parts"]] == ["event"] * 5 + ["record"]
+    assert any(part["effect"] for part in found["buy"]["parts"])
 
 
 def test_what_is_being_answered_is_answered_before_the_end(serve: Serve, copies: Path) -> None:
