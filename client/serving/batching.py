@@ -75,7 +75,7 @@ class Batcher:
     ) -> None:
         self._federations, self._max_batch, self._max_waiting, self._wait = federations, max_batch, max_waiting, wait
         self._jobs: deque[_Job] = deque()
-        self._between: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._between: deque[tuple[Future[None], Callable[[], None]]] = deque()
         self._changed = threading.Condition()
         self._waiting, self._closed = 0, False
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
@@ -108,7 +108,7 @@ class Batcher:
         return job.answer
 
     def between(self, act: Callable[[], None]) -> "Future[None]":
-        """Do something in the thread before the next batch.
+        """Do something in the thread before the next batch, one such thing before each.
 
         Args:
             act: Called once.
@@ -118,7 +118,7 @@ class Batcher:
         """
         done: Future[None] = Future()
         with self._changed:
-            self._between.append((act, done))
+            self._between.append((done, act))
             self._changed.notify()
         return done
 
@@ -133,12 +133,11 @@ class Batcher:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._between or self._closed)
-                acts = list(self._between)
-                self._between.clear()
-                if not acts and not self._jobs:
+                if not self._between and not self._jobs:
                     return
-            for act, done in acts:
-                _settle(done, act)
+                act = self._between.popleft() if self._between else None
+            if act is not None:
+                _settle(*act)
             if jobs := self._next_batch():
                 self._answer(jobs)
 

@@ -29,6 +29,8 @@ from fedprofile.common.errors import ConfigError
 
 BACKLOG = 2048
 """Connections that the system holds until they are taken."""
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than clients keep one, so that none asks on one that is closing."""
 GRACE = 10
 """Seconds for what is being answered when the end is asked for."""
 
@@ -165,6 +167,7 @@ def serve(
                 access_log=False,
                 server_header=False,
                 backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE,
                 ws="none",
                 timeout_graceful_shutdown=GRACE,
                 ssl_certfile=None if tls is None else str(tls.certificate),
@@ -245,7 +248,8 @@ def _prepare(federations: Sequence[Federation], threads: int) -> None:
 
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Only of a socket that says TCP does asyncio send small answers at once; others wait 40 ms for company.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

@@ -7,13 +7,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fedprofile.client.profiler import Profiler
-from fedprofile.client.serving.batching import Batcher, Examples, Scored
+from fedprofile.client.serving.batching import Batcher, Examples, QueueFullError, Scored
 from fedprofile.client.serving.federation import Federation
 from fedprofile.client.serving.requests import RequestReader
 from fedprofile.common.interactions import Example
 
 Explain = Callable[[Profiler, Example], dict[str, Any]]
 """From a model and what it is asked about to an explanation by event, as JSON values."""
+
+
+MOST_EXPLAINED = 4
+"""Explanations that are asked for at once: each takes many passes, between which everyone else waits."""
 
 
 class LateError(Exception):
@@ -41,7 +45,7 @@ class Service:
         explain: Explain | None = None,
     ) -> None:
         self.federations, self.batcher, self.explain = federations, batcher, explain
-        self._timeout = timeout
+        self._timeout, self._explaining = timeout, 0
         self.reader = RequestReader(federations, max_events)
         everyone = federations.values()
         self._readers = {name: RequestReader({name: one}, max_events, everyone) for name, one in federations.items()}
@@ -99,7 +103,7 @@ class Service:
             What `explain` gives, by federation.
 
         Raises:
-            GivenError, LateError: See `profile`.
+            GivenError, QueueFullError, LateError: See `profile`.
         """
         assert self.explain is not None
         explain, found = self.explain, dict[str, Any]()
@@ -109,11 +113,16 @@ class Service:
                 found[name] = explain(self.federations[name].profiler, example)
 
         examples = self.reader.read(body)
+        if self._explaining == MOST_EXPLAINED:
+            raise QueueFullError
+        self._explaining += 1
         try:
             async with asyncio.timeout(self._timeout):
                 await asyncio.wrap_future(self.batcher.between(act))
         except TimeoutError:
             raise LateError from None
+        finally:
+            self._explaining -= 1
         return {"explanation": found}
 
     def facts(self) -> dict[str, Any]:

@@ -212,9 +212,9 @@ async function show(event) {
 }
 
 function explained([name, one]) {
-  const events = (one.events || []).map(event => make("tr", {},
-    make("td", {}, event.text), make("td", {class: "number"}, event.effect.toPrecision(3))));
-  const table = make("table", {}, make("caption", {}, `${name}: what each event adds to the prediction`), make("thead", {},
+  const events = one.parts.map(part => make("tr", {},
+    make("td", {}, part.text), make("td", {class: "number"}, part.effect.toFixed(3))));
+  const table = make("table", {}, make("caption", {}, `${name}, ${one.output}. ${one.note}`), make("thead", {},
     make("tr", {}, make("th", {scope: "col"}, "Event"), make("th", {scope: "col"}, "Effect"))), make("tbody", {}, ...events));
   return make("div", {class: "scroll", role: "region", tabindex: "0", "aria-label": name}, table);
 }

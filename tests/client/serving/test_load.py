@@ -221,6 +221,21 @@ def test_explanations_are_there_where_something_explains(
     assert none.status_code == 404 and not facts["explains"]
 
 
+def test_explanations_that_wait_are_bounded(make_batcher: MakeBatcher, federations: dict[str, Federation]) -> None:
+    batcher, free = make_batcher()
+
+    async def ask() -> Counter[int]:
+        async with _asking(batcher, federations, explain=lambda profiler, example: {}) as client:
+            waiting = [asyncio.create_task(client.post("/explain", json=asked(seed))) for seed in range(10)]
+            done: set[asyncio.Task[httpx.Response]] = set()
+            while len(done) < 6:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=0.1)
+            free.set()
+            return Counter(answer.status_code for answer in await asyncio.gather(*waiting))
+
+    assert asyncio.run(ask()) == {200: 4, 503: 6}
+
+
 def test_a_body_that_does_not_come_is_not_waited_for(federations: dict[str, Federation]) -> None:
     sent: list[Any] = []
 
