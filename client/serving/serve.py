@@ -30,7 +30,7 @@ from fedprofile.common.errors import ConfigError
 BACKLOG = 2048
 """Connections that the system holds until they are taken."""
 KEEP_ALIVE = 75
-"""Seconds that an idle connection stays open: longer than clients keep one, so that none asks on one that is closing."""
+"""Seconds that an idle connection stays open: longer than clients keep one, which else ask on one that is closing."""
 GRACE = 10
 """Seconds for what is being answered when the end is asked for."""
 
