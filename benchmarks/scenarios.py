@@ -2,10 +2,11 @@
 
     python benchmarks/scenarios.py --data-dir DATA [--out DIR] [--only NAME] [--splits 3]
 
-Runs each `configs/scenarios/NAME/experiment.toml` (what is done in DIR is not done again), adds its figures to
-`results/scenarios.json` and prints the table of all that is there. The measure is the exact area under the ROC curve of
-all tenants' evaluation users, for customer-service the accuracy: mean over splits into training and evaluation users,
-and in brackets the smallest and the largest. Before training all scores are alike (the head starts at zero): AUC 0.5.
+Runs each `configs/scenarios/NAME/experiment.toml` and education's `mark.toml` (what is done in DIR is not done again),
+adds its figures to `results/scenarios.json` and prints the table of all that is there. The measure is exact, over all
+tenants' evaluation users: the area under the ROC curve, for customer-service the accuracy, and for education-mark the
+mean absolute error in marks out of 100, where less is better. Each is the mean over splits into training and evaluation
+users, and in brackets the smallest and the largest.
 """
 
 import json
@@ -21,6 +22,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "scenarios.json"
 WAYS = {
+    "before training": ("federated", float("inf"), "untrained"),
     "alone, epsilon 8": ("alone", 8.0, "lora"),
     "federated, epsilon 3": ("federated", 3.0, "lora"),
     "federated, epsilon 8": ("federated", 8.0, "lora"),
@@ -29,13 +31,8 @@ WAYS = {
     "DP linear probe, epsilon 8": ("federated", 8.0, "head"),
     "DP regression on columns, epsilon 8": ("federated", 8.0, "columns"),
 }
-PLAIN = {
-    "purchase-intention": "0.767 boosted trees",
-    "advertising-response": "0.775 boosted trees",
-    "credit-risk": "0.780 boosted trees",
-    "customer-service": "0.910 TF-IDF and LR",
-}
-"""Without privacy, on pooled data, untuned."""
+PLAIN = "plain baseline, no privacy"
+"""Written by `benchmarks/plain_baselines.py`: on the same people, all at one place."""
 
 
 def figures(folder: Path) -> dict[str, list[float]]:
@@ -46,11 +43,27 @@ def figures(folder: Path) -> dict[str, list[float]]:
         exact, settings = cell["exact_metrics"], cell["settings"]
         kind = settings.get("card.adapter.method", "lora")
         kind = "columns" if "card.adapter.text_scale" in settings else kind
+        kind = "untrained" if "card.training.rounds" in settings else kind
         way = settings.get("arm", "federated"), float(settings["epsilon"]), kind
         name = next((name for name, each in WAYS.items() if each == way), None)
         if name is not None:
-            found[name].append(exact["accuracy"] if exact["auc"] is None else exact["auc"])
+            found[name].append(measure(exact))
     return {name: values for name, values in found.items() if values}
+
+
+def measure(exact: dict[str, Any]) -> float:
+    """Of a regression the mean absolute error, else the area under the ROC curve, or the accuracy where it has none."""
+    for name in ("mean_absolute_error", "auc", "accuracy"):
+        if exact.get(name) is not None:
+            return float(exact[name])
+    raise ValueError(f"none of the measures is among {', '.join(exact)}")
+
+
+def experiments() -> dict[str, Path]:
+    """Of each scenario with data."""
+    folder = ROOT / "configs" / "scenarios"
+    found = {path.parent.name: path for path in folder.glob("*/experiment.toml")}
+    return dict(sorted({**found, "education-mark": folder / "education" / "mark.toml"}.items()))
 
 
 def shown(values: list[float]) -> str:
@@ -67,8 +80,7 @@ def main(
 ) -> None:
     """Run what is missing and print the table."""
     known: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    for experiment in sorted((ROOT / "configs" / "scenarios").glob("*/experiment.toml")):
-        name = experiment.parent.name
+    for name, experiment in experiments().items():
         if only and name not in only:
             continue
         folder = out / name
@@ -81,11 +93,12 @@ def main(
         command = [sys.executable, str(ROOT / "simulate.py"), str(reduced), "--out", str(folder)]
         command += ["--data-dir", str(data_dir)] + (["--resume"] if (folder / "experiment.json").exists() else [])
         if subprocess.run(command, check=False).returncode == 0:
-            known[name] = figures(folder)
+            known[name] = {**known.get(name, {}), **figures(folder)}
             RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    table = Table("scenario", *WAYS, "best plain baseline")
+    columns = (*WAYS, PLAIN)
+    table = Table("scenario", *columns)
     for name, ways in sorted(known.items()):
-        table.add_row(name, *(shown(ways[way]) if way in ways else "" for way in WAYS), PLAIN.get(name, ""))
+        table.add_row(name, *(shown(ways[way]) if way in ways else "" for way in columns))
     Console(width=240).print(table)
 
 

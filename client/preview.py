@@ -19,6 +19,7 @@ from fedprofile.client.forecast import (
 )
 from fedprofile.client.ledger_summary import LedgerSummary, summary
 from fedprofile.client.segments import SegmentPlan, plan_segment
+from fedprofile.client.simpler import Simpler, find_simpler
 from fedprofile.client.sources import KeepWrong, read_examples
 from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.candidates import encode_records
@@ -43,6 +44,7 @@ class Preview:
         cost: What the run would cost.
         histories: Some records' text as the model sees it, cut to the card's length.
         life: What the life's budget still allows once this run is charged.
+        simpler: Whether something simpler than LoRA would do.
         notes: Sentences about what to look at again in tenant.toml.
     """
 
@@ -52,6 +54,7 @@ class Preview:
     cost: Cost
     histories: tuple[str, ...]
     life: "Life"
+    simpler: Simpler
     notes: tuple[str, ...] = ()
 
     def as_text(self, on_terminal: bool) -> str:
@@ -66,6 +69,7 @@ class Preview:
         else:
             lines = ["Histories as the model sees them are left out: your users' data is shown on a terminal only."]
         lines.append(forecast_text(self.data, self.cost))
+        lines.append(f"  simpler ways     {self.simpler.why}")
         lines += [f"  note: {note}" for note in self.notes]
         runs = f"{self.life.more_runs} more run{'' if self.life.more_runs == 1 else 's'} like this one"
         lines.append(f"  left for life    {self.life.left}, with this run charged: {runs}")
@@ -74,7 +78,8 @@ class Preview:
     def as_dict(self) -> dict[str, Any]:
         """For a machine; without the histories."""
         life = {**self.life.left.as_dict(), "more_runs": self.life.more_runs}
-        return {"card": self.card.hash, **forecast_json(self.data, self.cost), "left_for_life": life}
+        forecast = forecast_json(self.data, self.cost)
+        return {"card": self.card.hash, **forecast, "simpler": self.simpler.as_dict(), "left_for_life": life}
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,13 @@ def preview(
     _require_writable(directory.ledger_of(tenant))
     examples = read_examples(tenant, card, directory.root, keep_wrong=keep_wrong)
     # Imported late: a wrong row is said at once, not after the seconds that these take.
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from fedprofile.common.modeling.base import resolve_base
 
     files = resolve_base(card.base, directory.root / tenant.base.path if tenant.base else None)
     tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
     records = encode_records(examples, card, tokenizer)
     data = read_data(
         records,
@@ -144,6 +150,7 @@ def preview(
         cost=forecast_cost(plan, declared_users=tenant.population.declared_users, rounds=card.training.rounds),
         histories=tuple(str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in records.tokens[:SHOWN]),
         life=_life(directory, tenant, plan),
+        simpler=find_simpler(card, records, int(config.hidden_size)),
         notes=tuple(
             f"policy.kinds leaves out '{kind}'; these requests will be refused."
             for kind in kinds

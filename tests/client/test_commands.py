@@ -233,6 +233,7 @@ def test_check_shows_the_data_and_the_cost_and_writes_nothing(home: Home) -> Non
     assert found["cost"]["after_rounds"][-1]["rounds"] == 2
     assert found["cost"]["after_rounds"][-1]["epsilon"] <= 4.0
     assert {"delta", "unit", "adjacency", "accountant"} <= set(found["cost"]["after_rounds"][0])
+    assert set(found["simpler"]) == {"use", "texts", "why"} and 0 < found["simpler"]["texts"] <= 120
     code, out, _ = home.run("check", "--dir", str(home.root))
     assert code == 0
     assert "viewed" not in out and "your users' data is shown on a terminal only" in out
@@ -244,6 +245,7 @@ def test_check_shows_the_data_and_the_cost_and_writes_nothing(home: Home) -> Non
     # Life's delta 1e-4 and epsilon 8 hold this run's 5e-5 and 4 twice.
     assert found["left_for_life"]["more_runs"] == 1 and found["left_for_life"]["epsilon"] == 4.0
     assert "1 more run like this one" in out
+    assert f"  simpler ways     {found['simpler']['why']}" in out
     assert sorted(path.name for path in home.root.rglob("*")) == before
 
 
