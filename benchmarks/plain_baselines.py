@@ -21,8 +21,9 @@ from sklearn.pipeline import make_pipeline
 
 from benchmarks.scenarios import PLAIN, RESULTS, experiments, measure
 from fedprofile.common.tasks import RegressionTask
-from fedprofile.simulations.cell_results import PreparedCell, exact_metrics
+from fedprofile.simulations.cell_results import PreparedCell
 from fedprofile.simulations.cells import CellRunner
+from fedprofile.simulations.exact_metrics import exact_metrics
 from fedprofile.simulations.experiment import load_experiment
 
 SEED = 0

@@ -52,11 +52,10 @@ def figures(folder: Path) -> dict[str, list[float]]:
 
 
 def measure(exact: dict[str, Any]) -> float:
-    """Of a regression the mean absolute error, else the area under the ROC curve, and the accuracy where it has none."""
-    found: float
+    """Of a regression the mean absolute error, else the area under the ROC curve, or the accuracy where it has none."""
     for name in ("mean_absolute_error", "auc", "accuracy"):
-        if (found := exact.get(name)) is not None:
-            return found
+        if exact.get(name) is not None:
+            return float(exact[name])
     raise ValueError(f"none of the measures is among {', '.join(exact)}")
 
 

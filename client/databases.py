@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from fedprofile.common.errors import DataError
-from fedprofile.common.tenant import SqlSource
+from fedprofile.common.tenant import DatabaseSpec, SqlSource
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -17,7 +17,7 @@ _SAME = {"mariadb": "mysql"}
 _HERE = frozenset({"", "127.0.0.1", "::1", "localhost"})
 
 
-def database_url(source: SqlSource, folder: Path) -> "sqlalchemy.URL":
+def database_url(source: DatabaseSpec, folder: Path) -> "sqlalchemy.URL":
     """The URL that is connected to.
 
     Args:
@@ -42,7 +42,7 @@ def database_url(source: SqlSource, folder: Path) -> "sqlalchemy.URL":
     return url.set(database=f"file:{quote(str(file))}" if _is_uri(url) else str(file))
 
 
-def holds_password(source: SqlSource) -> bool:
+def holds_password(source: DatabaseSpec) -> bool:
     """Whether the password stands in the URL itself, where whoever is shown tenant.toml sees it.
 
     Args:
@@ -54,7 +54,7 @@ def holds_password(source: SqlSource) -> bool:
     return _parsed(source).password is not None
 
 
-def sqlite_file(source: SqlSource, folder: Path) -> Path | None:
+def sqlite_file(source: DatabaseSpec, folder: Path) -> Path | None:
     """The file that a source of SQLite's reads.
 
     Args:
@@ -124,7 +124,7 @@ def query_identity(source: SqlSource, folder: Path) -> str:
     return f"query:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def _parsed(source: SqlSource) -> "sqlalchemy.URL":
+def _parsed(source: DatabaseSpec) -> "sqlalchemy.URL":
     import sqlalchemy
 
     try:
@@ -133,7 +133,7 @@ def _parsed(source: SqlSource) -> "sqlalchemy.URL":
         raise DataError("source.url is not a usable SQLAlchemy URL; check it.") from None
 
 
-def _password(source: SqlSource, folder: Path) -> str | None:
+def _password(source: DatabaseSpec, folder: Path) -> str | None:
     """The password from where the tenant file says; None where it says nothing."""
     if source.password_env is not None:
         password = os.environ.get(source.password_env)

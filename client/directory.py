@@ -10,7 +10,8 @@
     outbox/ cache/           finished replies, frozen activations
     snapshot/                the run's rows, where tenant.toml asks for it (`fedprofile.client.snapshot`)
     marks/                   how far the ledger had come at the last reservation (`fedprofile.client.high_water`)
-    adapters/                adapters received, with latest.json
+    adapters/                adapters received, and the one in use (`fedprofile.client.received`)
+    serve.token              what an application shows to `serve`
     client.log lock          the local log, and the mark that `start` runs
 
 The ledger is not in it: it belongs to the data, and deleting the directory must not give its users a new budget. A
@@ -25,6 +26,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +40,8 @@ from fedprofile.common.errors import ConfigError
 from fedprofile.common.tenant import TenantFile, load_tenant_file
 
 _KEPT_FILES = {"tenant.toml", "invite.json", "new-invite.json", "card.json", "key", "ca.crt", "segment.json", "secret"}
-_KEPT = _KEPT_FILES | {"node.json", "journal", "outbox", "cache", "snapshot", "marks", "adapters", "client.log", "lock"}
+_KEPT_FOLDERS = {"journal", "outbox", "cache", "snapshot", "marks", "adapters"}
+_KEPT = _KEPT_FILES | _KEPT_FOLDERS | {"node.json", "serve.token", "client.log", "lock"}
 
 
 class SegmentFile(Frozen):
@@ -55,8 +58,11 @@ class SegmentFile(Frozen):
     plan: SegmentPlan
 
 
-class LatestAdapter(Frozen):
-    """Which of the stored adapters is the newest."""
+State = Literal["taken", "waiting", "worse"]
+
+
+class AdapterVersion(Frozen):
+    """One of the stored adapters."""
 
     round: int = Field(ge=0)
     card_hash: Sha256
@@ -64,6 +70,18 @@ class LatestAdapter(Frozen):
     arrays_hash: Sha256
     final: bool = False
     """Whether it was handed over as the run's result."""
+    received: datetime
+    state: State = "taken"
+    """Whether it may be used; waiting for a judgement, or judged to be worse than the one before. As it came it is
+    taken or waits, by `[adapters] accept`; see `fedprofile.client.acceptance`."""
+
+
+class AdapterVersions(Frozen):
+    """The adapters that came, as far as they are kept."""
+
+    format: Literal[1] = 1
+    versions: tuple[AdapterVersion, ...] = ()
+    """In the order in which they came."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +158,11 @@ class TenantDirectory:
     def adapters(self) -> Path:
         """Adapters received."""
         return self.root / "adapters"
+
+    @property
+    def serve_token(self) -> Path:
+        """What an application shows to `serve`."""
+        return self.root / "serve.token"
 
     @property
     def log(self) -> Path:
@@ -231,10 +254,18 @@ class TenantDirectory:
         self._require(self.segment, f"run `flower-client join --dir {self.root}` to agree to the card first")
         return read_model(self.segment, SegmentFile)
 
-    def read_latest_adapter(self) -> LatestAdapter | None:
-        """The newest adapter's entry, None while none has come."""
-        path = self.adapters / "latest.json"
-        return read_model(path, LatestAdapter) if path.exists() else None
+    @property
+    def versions(self) -> Path:
+        """The adapters received; written by `start` alone, as one step."""
+        return self.adapters / "versions.json"
+
+    def read_versions(self) -> AdapterVersions:
+        """The adapters received."""
+        return read_model(self.versions, AdapterVersions) if self.versions.exists() else AdapterVersions()
+
+    def read_latest_adapter(self) -> AdapterVersion | None:
+        """The adapter that came last, used or not; None while none has come."""
+        return next(reversed(self.read_versions().versions), None)
 
     def secret(self) -> bytes:
         """32 random bytes of this tenant, made at the first call."""

@@ -39,10 +39,10 @@ def evaluation_table(
     """The exact table of some records.
 
     Args:
-        scores: [n, outputs]; may hold anything.
+        scores: [n, logits]; may hold anything.
         labels: True labels; see `TaskSpec.as_array`.
         groups: Index in the group's values, int64 [n]; ignored where the task has no group.
-        user: Whose record it is, int64 [n]; at most m records each.
+        user: Whose row it is, int64 [n]; at most m records each, and all rows of a record together.
         task: The card's task.
 
     Returns:
@@ -51,10 +51,12 @@ def evaluation_table(
     table = np.zeros(table_shape(task))
     if len(labels) == 0:
         return table
-    _, inverse, counts = np.unique(user, return_inverse=True, return_counts=True)
+    # A record of several rows is one record of one user: it has one weight and goes into its cells once.
+    first = slice(None, None, task.rows_per_record)
+    _, inverse, counts = np.unique(user[first], return_inverse=True, return_counts=True)
     weight = 1.0 / counts[inverse]
     bounded = np.clip(np.nan_to_num(np.asarray(scores, np.float64), nan=0.0), 0.0, 1.0)
-    group = groups if task.group is not None else np.zeros_like(groups)
+    group = groups[first] if task.group is not None else np.zeros_like(groups[first])
     cells = table_cells(task, bounded, labels, group)
     parts = cells.shape[1]
     np.add.at(table, cells.ravel(), np.repeat(weight / parts, parts))
@@ -103,13 +105,14 @@ class PrivateEvaluator:
             The noised table under the name `TABLE`.
         """
         few = self.choose(records, randomness)
-        scores = self._predict(arrays, few) if len(few) else np.zeros((0, len(self._task.outputs)))
+        scores = self._predict(arrays, few) if len(few) else np.zeros((0, self._task.logits))
         return self.table(few, scores, randomness)
 
     def choose(self, records: EncodedRecords, randomness: Randomness) -> EncodedRecords:
         """At most m records of each user; the first thing that a table draws."""
-        everyone = np.arange(len(records.users))
-        return take_records(records, choose_records(records.user, everyone, self._records_per_user, randomness))
+        everyone, rows = np.arange(len(records.users)), self._task.rows_per_record
+        places = choose_records(records.user, everyone, self._records_per_user, randomness, rows)
+        return take_records(records, places)
 
     def table(self, few: EncodedRecords, scores: NDArray[np.floating], randomness: Randomness) -> Arrays:
         """The noised table of chosen records; the last thing that a table draws.

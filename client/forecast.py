@@ -88,7 +88,7 @@ class DataReading:
         lengths: The same as a histogram.
         full_histories: Share of records whose history fills the card's `max_tokens`, so that older events are cut.
         unknown_tokens: Share of tokens that the base model's tokenizer does not know.
-        labels: Share of records by label.
+        labels: Share of records by label; nothing for a ranking, whose candidates are too many.
         groups: Users by value of the group attribute, where the card has one.
         warnings: Sentences about what to look at again.
     """
@@ -153,7 +153,8 @@ def read_data(
     Returns:
         The reading.
     """
-    per_user = np.bincount(records.user, minlength=len(records.users))
+    first = slice(None, None, card.task.rows_per_record)
+    per_user = np.bincount(records.user[first], minlength=len(records.users))
     lengths = np.array([len(tokens) for tokens in records.tokens], dtype=np.int64)
     unknown = sum(int((tokens == unknown_token).sum()) for tokens in records.tokens) if unknown_token is not None else 0
     labels = card.task.shares(records.labels[records.labelled], len(records))
@@ -161,7 +162,7 @@ def read_data(
     reading = DataReading(
         users=len(records.users),
         declared_users=declared_users,
-        records=len(records),
+        records=len(records.user[first]),
         records_per_user=Spread.of(per_user),
         tokens=Spread.of(lengths),
         lengths=Histogram.of(lengths, card.history.max_tokens),
@@ -232,8 +233,9 @@ def forecast_text(data: DataReading, cost: Cost) -> str:
         f"  history tokens   {data.tokens}; {data.full_histories:.0%} of the histories are cut at the old end",
         *(f"      {line}" for line in data.lengths.lines()),
         f"  unknown tokens   {data.unknown_tokens:.2%}",
-        "  labels           " + ", ".join(f"{name} {share:.1%}" for name, share in data.labels.items()),
     ]
+    if data.labels:
+        lines.append("  labels           " + ", ".join(f"{name} {share:.1%}" for name, share in data.labels.items()))
     if data.groups:
         lines.append("  users by group   " + ", ".join(f"{name} {count}" for name, count in data.groups.items()))
     lines += [f"  note: {warning}" for warning in data.warnings]

@@ -33,11 +33,13 @@ class Judgement:
         labels: The card's, in order.
         spec: The tenant's.
         replies: Label -> what is answered; empty where there are none.
+        thresholds: Of each group, by its index, where the tenant has thresholds.
     """
 
     labels: tuple[str, ...]
     spec: JudgementSpec
     replies: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    thresholds: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, spec: JudgementSpec, card: FederationCard, folder: Path) -> "Judgement":
@@ -52,8 +54,9 @@ class Judgement:
             The judgement.
 
         Raises:
-            ConfigError: The card has no labels to decide between, a band is given for a card that has not two labels, a
-                label is called "review", or the file of replies cannot be used.
+            ConfigError: The card has no labels to decide between, a band or thresholds are given for a card that has
+                not two labels, thresholds are of no group of the card, a label is called "review", or the file of
+                replies cannot be used.
         """
         task = card.task
         if not isinstance(task, BinaryTask | MulticlassTask):
@@ -67,19 +70,22 @@ class Judgement:
         if REVIEW in task.labels:
             raise ConfigError(f"judgement: the card has a label '{REVIEW}', which here means a person; leave it out.")
         replies = {} if spec.replies is None else _read_replies(folder / spec.replies, task.labels)
-        return cls(task.labels, spec, replies)
+        return cls(task.labels, spec, replies, _thresholds(spec, task))
 
-    def decisions(self, probabilities: NDArray[np.float64]) -> tuple[str, ...]:
+    def decisions(self, probabilities: NDArray[np.float64], groups: Sequence[int]) -> tuple[str, ...]:
         """A label for each record, or `REVIEW`.
 
         Args:
             probabilities: [n, labels].
+            groups: Index of each record's group, the last for all that are not on the card, [n].
         """
         held = probabilities.max(axis=1) < self.spec.confidence
         if self.spec.band is not None:
             low, high = self.spec.band
             held |= (probabilities[:, 1] >= low) & (probabilities[:, 1] <= high)
         chosen = probabilities.argmax(axis=1)
+        if self.thresholds:
+            chosen = (probabilities[:, 1] >= np.array(self.thresholds)[np.asarray(groups)]).astype(np.int64)
         return tuple(REVIEW if hold else self.labels[label] for hold, label in zip(held, chosen, strict=True))
 
     def reply(self, decision: str) -> str:
@@ -93,6 +99,7 @@ def review_list(
     probabilities: NDArray[np.float64],
     labels: Sequence[str],
     texts: Sequence[str],
+    reasons: Sequence[str],
     *,
     json_lines: bool,
 ) -> str:
@@ -104,26 +111,44 @@ def review_list(
         probabilities: [n, labels].
         labels: The card's.
         texts: What the model saw of each record.
+        reasons: The strongest parts of each record that is left to a person; see
+            `fedprofile.client.explanation.because`.
         json_lines: JSON Lines instead of CSV.
 
     Returns:
-        The file's text: the user, each label's probability, and the history; the least sure first.
+        The file's text: the user, each label's probability, the reasons, and the history; the least sure first.
     """
     places = [place for place, decision in enumerate(decisions) if decision == REVIEW]
     places.sort(key=lambda place: float(probabilities[place].max()))
     rows = [
         {"user": users[place]}
         | {f"p({label})": round(float(value), 6) for label, value in zip(labels, probabilities[place], strict=True)}
-        | {"history": texts[place]}
+        | {"because": reasons[place], "history": texts[place]}
         for place in places
     ]
     if json_lines:
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, ["user", *(f"p({label})" for label in labels), "history"], lineterminator="\n")
+    writer = csv.DictWriter(
+        buffer, ["user", *(f"p({label})" for label in labels), "because", "history"], lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
+
+
+def _thresholds(spec: JudgementSpec, task: BinaryTask | MulticlassTask) -> tuple[float, ...]:
+    if not spec.thresholds:
+        return ()
+    if not isinstance(task, BinaryTask) or task.group is None:
+        raise ConfigError("judgement.thresholds: are for binary tasks with a group attribute, and this card's is none.")
+    unknown = [name for name in spec.thresholds if name not in task.group.all_values]
+    if unknown:
+        raise ConfigError(
+            f"judgement.thresholds: '{unknown[0]}' is not a value of the card's group '{task.group.attribute}': "
+            f"{', '.join(task.group.all_values)}."
+        )
+    return tuple(spec.thresholds.get(name, 0.5) for name in task.group.all_values)
 
 
 def _read_replies(path: Path, labels: Sequence[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from fedprofile.client.cells import CellError, read_number, read_text
-from fedprofile.common.tasks import Label, LabelsTask, RegressionTask, TaskSpec
+from fedprofile.common.tasks import Label, LabelsTask, MultilabelTask, RankingTask, RegressionTask, TaskSpec
 
 
 def label_reader(task: TaskSpec) -> Callable[[Any], Label]:
@@ -20,17 +20,46 @@ def label_reader(task: TaskSpec) -> Callable[[Any], Label]:
     Returns:
         From a cell as found to its label; raises `CellError` where it holds none.
     """
-    if isinstance(task, RegressionTask):
-        return partial(_target, task)
-    assert isinstance(task, LabelsTask)
-    return partial(_one_of, {label: place for place, label in enumerate(task.labels)})
+    match task:
+        case RegressionTask():
+            return partial(_target, task)
+        case MultilabelTask():
+            return partial(_several_of, _places(task.labels), task.separator)
+        case LabelsTask():
+            return partial(_one_of, _places(task.labels), "labels")
+        case RankingTask():
+            return partial(_one_of, _places(task.candidates), "candidates")
+    raise TypeError(task.kind)
 
 
-def _one_of(places: dict[str, int], cell: Any) -> Label:
+def _places(names: tuple[str, ...]) -> dict[str, int]:
+    return {name: place for place, name in enumerate(names)}
+
+
+def _one_of(places: dict[str, int], kind: str, cell: Any) -> Label:
     place = places.get(read_text(cell) or "")
     if place is None:
-        raise CellError(f"is not one of the card's labels ({_listed(places)})")
+        raise CellError(f"is not one of the card's {kind} ({_listed(places, kind)})")
     return place
+
+
+def _several_of(places: dict[str, int], separator: str, cell: Any) -> Label:
+    """A set of labels as bits. Empty text and an empty list are records without a label; nothing at all is none."""
+    names = cell
+    if not isinstance(cell, list | tuple):
+        text = read_text(cell)
+        if text is None:
+            raise CellError("is nothing; an empty text says that the record has none of the labels")
+        names = text.split(separator) if text else []
+    found = 0
+    for name in names:
+        place = places.get(name.strip()) if isinstance(name, str) else None
+        if place is None:
+            raise CellError(
+                f"does not hold the card's labels ({_listed(places, 'labels')}) with '{separator}' between them"
+            )
+        found |= 1 << place
+    return found
 
 
 def _target(task: RegressionTask, cell: Any) -> Label:
@@ -40,5 +69,5 @@ def _target(task: RegressionTask, cell: Any) -> Label:
     return task.scaled(number)
 
 
-def _listed(labels: dict[str, int]) -> str:
-    return ", ".join(labels) if len(labels) <= 10 else f"{len(labels)} labels"
+def _listed(names: dict[str, int], kind: str) -> str:
+    return ", ".join(names) if len(names) <= 10 else f"{len(names)} {kind}"

@@ -26,7 +26,7 @@ def participate(
     say: Callable[[str], None],
     stop: threading.Event,
     egress: EgressFile | None = None,
-) -> None:
+) -> bool:
     """Load everything, connect, and answer until the run is over or the process is asked to end.
 
     Args:
@@ -37,6 +37,9 @@ def participate(
         say: Takes plain lines for the tenant.
         stop: Set, with a `StoppedError` in this thread, when the process is to end.
         egress: Records every request before it is sent.
+
+    Returns:
+        Whether the run is over.
 
     Raises:
         LedgerBehindError: The server has seen more of the ledger than there is.
@@ -63,10 +66,11 @@ def participate(
             site.close()
     except StoppedError:
         say("stopped; start again to go on.")
-        return
+        return False
     examples.end_run()
     spent = summary(site.ledger.path)
     say(f"finished: spent {spent.spent}, of {spent.cap} for life.")
+    return True
 
 
 def adapter_bytes(layout: Layout) -> int:

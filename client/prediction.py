@@ -3,27 +3,34 @@
 import csv
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprofile.client.decisions import DecisionLog
 from fedprofile.client.directory import TenantDirectory
+from fedprofile.client.explanation import because, explain
 from fedprofile.client.judgement import REVIEW, Judgement, review_list
 from fedprofile.client.output_files import refuse_own_file, require_new, write_new
+from fedprofile.client.profiler import Profiler
 from fedprofile.client.received import AdapterFolder
-from fedprofile.client.site import load_model
+from fedprofile.client.review_table import add_reviews
 from fedprofile.client.sources import read_examples
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
-from fedprofile.common.interactions import encode, history_pieces
-from fedprofile.common.tasks import RegressionTask, TaskSpec
-from fedprofile.common.tenant import FileSource, TenantFile
+from fedprofile.common.interactions import Example, history_pieces
+from fedprofile.common.tasks import MultilabelTask, RankingTask, RegressionTask, TaskSpec
+from fedprofile.common.tenant import FileSource, TableSpec, TenantFile
 
 KINDS = get_args(FileSource.model_fields["kind"].annotation)
 OUTPUTS = (".csv", ".jsonl", ".json")
+LIKELY = 0.5
+"""The probability from which a record is said to have a label that excludes no other."""
+BEST = 10
+"""Candidates of a ranking that are named, the best first."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,11 @@ class Predictions:
         task: The card's.
         users: One for each record, in the input's order.
         scores: [n, outputs]; see `fedprofile.common.modeling.head.scores`.
-        texts: What the model saw of each record, before it was cut to the card's length.
+        texts: What the model saw of each record, before it was cut to the card's length; none where nothing is judged.
         judgement: The tenant's; None gives every record's most likely label.
+        groups: Index of each record's group; only `[judgement] thresholds` look at it.
+        reasons: Why the model says what it says of each record that is left to a person; empty for the others.
+        adapter_hash: Of the adapter's arrays.
     """
 
     round: int
@@ -47,16 +57,32 @@ class Predictions:
     scores: NDArray[np.float64]
     texts: tuple[str, ...] = field(repr=False, default=())
     judgement: Judgement | None = None
+    groups: tuple[int, ...] = ()
+    reasons: tuple[str, ...] = field(repr=False, default=())
+    adapter_hash: str = ""
 
     @property
     def decisions(self) -> tuple[str, ...]:
         """For each record what `[judgement]` makes of it: a label or `fedprofile.client.judgement.REVIEW`."""
-        return () if self.judgement is None else self.judgement.decisions(self.scores)
+        if self.judgement is None:
+            return ()
+        return self.judgement.decisions(self.scores, self.groups or (0,) * len(self.scores))
+
+    @property
+    def outcomes(self) -> list[Any]:
+        """What came out for each record: the decision, or the label, labels, number or best candidate predicted."""
+        if self.judgement is not None:
+            return list(self.decisions)
+        predicted = [self.predicted(row) for row in self.scores]
+        if isinstance(self.task, RankingTask):
+            return [row["best"][0]["candidate"] for row in predicted]
+        name = {"multilabel": "labels", "regression": self.task.outputs[0]}.get(self.task.kind, "label")
+        return [row[name] for row in predicted]
 
     def as_rows(self) -> list[dict[str, Any]]:
         """One object a record; what `--json` prints a list of."""
         return [
-            {"user": user, **self._predicted(row), **judged, "round": self.round}
+            {"user": user, **self.predicted(row), **judged, "round": self.round}
             for user, row, judged in zip(self.users, self.scores, self._judged(), strict=True)
         ]
 
@@ -73,16 +99,34 @@ class Predictions:
     def as_review(self, *, json_lines: bool) -> str:
         """The review list; see `fedprofile.client.judgement.review_list`."""
         return review_list(
-            self.decisions, self.users, self.scores, self.task.outputs, self.texts, json_lines=json_lines
+            self.decisions,
+            self.users,
+            self.scores,
+            self.task.outputs,
+            self.texts,
+            self.reasons,
+            json_lines=json_lines,
         )
 
     def as_csv(self) -> str:
-        """A header, and one line a record."""
+        """A header, and one line a record; of a ranking one line for each of the best candidates."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         if isinstance(self.task, RegressionTask):
             writer.writerow(["user", self.task.target])
             writer.writerows([row["user"], f"{row[self.task.target]:.6g}"] for row in self.as_rows())
+            return buffer.getvalue()
+        if isinstance(self.task, RankingTask):
+            writer.writerow(["user", "rank", "candidate", "score"])
+            for row in self.as_rows():
+                for rank, best in enumerate(row["best"], start=1):
+                    writer.writerow([row["user"], rank, best["candidate"], f"{best['score']:.6f}"])
+            return buffer.getvalue()
+        if isinstance(self.task, MultilabelTask):
+            writer.writerow(["user", "labels", *(f"p({label})" for label in self.task.labels)])
+            for row in self.as_rows():
+                values = (f"{value:.6f}" for value in row["probabilities"].values())
+                writer.writerow([row["user"], self.task.separator.join(row["labels"]), *values])
             return buffer.getvalue()
         judged = self._judged()
         names = list(judged[0]) if judged else []
@@ -92,19 +136,29 @@ class Predictions:
             writer.writerow([row["user"], row["label"], *values, *(row[name] for name in names)])
         return buffer.getvalue()
 
-    def _predicted(self, row: NDArray[np.float64]) -> dict[str, Any]:
+    def predicted(self, row: NDArray[np.float64]) -> dict[str, Any]:
         """Of one record: the label and all probabilities, or the target in its own unit under its own name."""
         task = self.task
         if isinstance(task, RegressionTask):
             return {task.target: float(task.in_unit(row)[0])}
+        if isinstance(task, RankingTask):
+            best = np.argsort(-row, kind="stable")[:BEST]
+            return {"best": [{"candidate": task.candidates[place], "score": float(row[place])} for place in best]}
+        if isinstance(task, MultilabelTask):
+            return {
+                "labels": [label for label, value in zip(task.labels, row, strict=True) if value >= LIKELY],
+                "probabilities": dict(zip(task.labels, map(float, row), strict=True)),
+            }
         return {
             "label": task.outputs[int(row.argmax())],
             "probabilities": {label: float(value) for label, value in zip(task.outputs, row, strict=True)},
         }
 
 
-def predict_file(directory: TenantDirectory, card: FederationCard, tenant: TenantFile, path: Path) -> Predictions:
-    """Predict for the rows of a file.
+def predict_file(
+    directory: TenantDirectory, card: FederationCard, tenant: TenantFile, path: Path, *, reasons: bool = False
+) -> Predictions:
+    """Predict for the rows of a file, and write down what was decided where the tenant has a `[decisions]` log.
 
     The file has the columns of the tenant's source; the label is not needed. Where the card's history has events,
     they come from the tenant's own events.
@@ -114,36 +168,67 @@ def predict_file(directory: TenantDirectory, card: FederationCard, tenant: Tenan
         card: The agreed one.
         tenant: The tenant file; its columns count, and its events.
         path: CSV, JSON Lines or Parquet, by its ending.
+        reasons: Explain each record that is left to a person.
 
     Returns:
         The predictions.
 
     Raises:
         ConfigError: The file's ending is not one of these, it cannot be read, no adapter has come yet, or the tenant
-            file's `[judgement]` does not fit the card.
+            file's `[judgement]` does not fit the card, the log cannot be written, or captum is missing for reasons.
         DataError: Rows are wrong.
     """
+    examples = read_questions(directory, card, tenant, path)
+    profiler = Profiler.open(directory, card, tenant)
+    users = tuple(example.user for example in examples)
+    # For the review list alone, which a ranking has none of.
+    texts = () if tenant.judgement is None else tuple(_text(example, card) for example in examples)
+    found = Predictions(
+        round=profiler.round,
+        card_hash=card.hash,
+        task=card.task,
+        users=users,
+        scores=profiler.scores(examples),
+        texts=texts,
+        judgement=profiler.judgement,
+        groups=tuple(example.group for example in examples),
+        adapter_hash=profiler.adapter_hash,
+    )
+    if reasons:
+        held = [decision == REVIEW for decision in found.decisions]
+        found = replace(
+            found,
+            reasons=tuple(
+                because(explain(profiler, example)) if hold else ""
+                for example, hold in zip(examples, held, strict=True)
+            ),
+        )
+    log = DecisionLog.of(directory, tenant)
+    if log is not None:
+        log.append(found.users, found.outcomes, card_hash=card.hash, adapter=profiler.adapter_hash, round=found.round)
+    return found
+
+
+def read_questions(directory: TenantDirectory, card: FederationCard, tenant: TenantFile, path: Path) -> list[Example]:
+    """The rows of a file to predict for; see `predict_file`."""
     tenant = _over(tenant, card, path)
-    adapters = AdapterFolder(directory, card.hash)
-    adapters.require()
+    AdapterFolder(directory, card.hash).require()
     try:
         path.open("rb").close()
     except OSError as error:
         raise ConfigError(
             f"--input {path}: cannot be read ({error.strerror}); give a file with the rows to predict for."
         ) from error
-    judgement = None if tenant.judgement is None else Judgement.of(tenant.judgement, card, directory.root)
-    examples = read_examples(tenant, card, directory.root, labelled=False)
-    model, tokenizer = load_model(card, tenant, directory.root)
-    number, arrays = adapters.newest(model.layout())
-    model.set_arrays(arrays)
-    records = encode(examples, card, tokenizer)
-    users = tuple(example.user for example in examples)
-    texts = tuple("".join(history_pieces(example, card.history)) for example in examples)
-    return Predictions(number, card.hash, card.task, users, model.predict(records), texts, judgement)
+    return read_examples(tenant, card, directory.root, labelled=False)
 
 
-def check_output(path: Path, directory: TenantDirectory, tenant: TenantFile, option: str = "--output") -> None:
+def check_output(
+    path: Path,
+    directory: TenantDirectory,
+    tenant: TenantFile,
+    option: str = "--output",
+    endings: tuple[str, ...] = OUTPUTS,
+) -> None:
     """Refuse an output that cannot be written, before the seconds that predicting takes.
 
     Args:
@@ -151,13 +236,14 @@ def check_output(path: Path, directory: TenantDirectory, tenant: TenantFile, opt
         directory: The tenant's.
         tenant: The tenant file.
         option: What it was typed for.
+        endings: That its name may have.
 
     Raises:
-        ConfigError: The file's ending is not one of `write_predictions`, it is there already, or it is one that the
+        ConfigError: The file's ending is not one of these, it is there already, or it is one that the
             client needs itself.
     """
-    if path.suffix not in OUTPUTS:
-        raise ConfigError(f"{option} {path}: give a name that ends in .csv or .jsonl.")
+    if path.suffix not in endings:
+        raise ConfigError(f"{option} {path}: give a name that ends in {' or '.join(endings[:2])}.")
     refuse_own_file(
         path, option, directory, ledger=directory.ledger_path(directory.read_segment().ledger), tenant=tenant
     )
@@ -177,6 +263,37 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     write_new(path, text.encode(), "--output")
 
 
+def add_to_table(predictions: Predictions, spec: TableSpec, folder: Path) -> int:
+    """Add what is left to a person to the tenant's table; see `fedprofile.client.review_table`.
+
+    Returns:
+        How many records.
+
+    Raises:
+        ConfigError: The table cannot be written.
+    """
+    likeliest = predictions.scores.max(axis=1)
+    places = [place for place, decision in enumerate(predictions.decisions) if decision == REVIEW]
+    add_reviews(
+        spec,
+        folder,
+        [
+            {
+                "card": predictions.card_hash,
+                "adapter": predictions.adapter_hash,
+                "round": predictions.round,
+                "user": predictions.users[place],
+                "likeliest": predictions.task.outputs[int(predictions.scores[place].argmax())],
+                "probability": float(likeliest[place]),
+                "because": predictions.reasons[place],
+                "history": predictions.texts[place],
+            }
+            for place in sorted(places, key=lambda place: float(likeliest[place]))
+        ],
+    )
+    return len(places)
+
+
 def write_review(predictions: Predictions, path: Path) -> int:
     """Write the review list to a new file, readable by its owner only: `.csv`, or JSON Lines.
 
@@ -188,6 +305,10 @@ def write_review(predictions: Predictions, path: Path) -> int:
     """
     write_new(path, predictions.as_review(json_lines=path.suffix != ".csv").encode(), "--review")
     return predictions.decisions.count(REVIEW)
+
+
+def _text(example: Example, card: FederationCard) -> str:
+    return "".join(history_pieces(example, card.history))
 
 
 def _over(tenant: TenantFile, card: FederationCard, path: Path) -> TenantFile:

@@ -22,9 +22,9 @@ from fedprofile.client.segments import SegmentPlan, plan_segment
 from fedprofile.client.simpler import Simpler, find_simpler
 from fedprofile.client.sources import KeepWrong, read_examples
 from fedprofile.common.accounting import PrivacyLoss
+from fedprofile.common.candidates import encode_records
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import BudgetRefusal, ConfigError, PolicyRefusal, printable
-from fedprofile.common.interactions import encode
 from fedprofile.common.tenant import PolicySpec, SqlSource, TenantFile
 
 SHOWN = 3
@@ -133,7 +133,7 @@ def preview(
     files = resolve_base(card.base, directory.root / tenant.base.path if tenant.base else None)
     tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
     config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
-    records = encode(examples, card, tokenizer)
+    records = encode_records(examples, card, tokenizer)
     data = read_data(
         records,
         card=card,

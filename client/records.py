@@ -13,8 +13,9 @@ from pathlib import Path
 from fedprofile.client.sampling import TenantRecords, split_records
 from fedprofile.client.snapshot import Snapshot
 from fedprofile.client.sources import read_examples, read_usable, read_users
+from fedprofile.common.candidates import encode_records
 from fedprofile.common.card import FederationCard
-from fedprofile.common.interactions import EncodedRecords, Example, TextError, Tokenizer, encode
+from fedprofile.common.interactions import EncodedRecords, Example, TextError, Tokenizer
 from fedprofile.common.tenant import FileSource, TenantFile
 
 _log = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ class RecordSource:
 
     def _encoded(self, examples: list[Example]) -> EncodedRecords:
         try:
-            return encode(examples, self._card, self._tokenizer)
+            return encode_records(examples, self._card, self._tokenizer)
         except TextError:
             pass
         # Each user alone, so that who is left out depends on that user's texts only.
@@ -204,11 +205,13 @@ class RecordSource:
             mine.setdefault(example.user, []).append(example)
         wrong = {user for user, those in mine.items() if not self._can_encode(those)}
         _log.warning("%d users are left out, because the base model's tokenizer fails at their texts.", len(wrong))
-        return encode([example for example in examples if example.user not in wrong], self._card, self._tokenizer)
+        return encode_records(
+            [example for example in examples if example.user not in wrong], self._card, self._tokenizer
+        )
 
     def _can_encode(self, examples: list[Example]) -> bool:
         try:
-            encode(examples, self._card, self._tokenizer)
+            encode_records(examples, self._card, self._tokenizer)
         except TextError:
             return False
         return True

@@ -98,19 +98,23 @@ def sample_users(users: int, sample_rate: float | NDArray[np.float64], randomnes
 
 
 def choose_records(
-    user: NDArray[np.int64], sampled: NDArray[np.int64], limit: int, randomness: Randomness
+    user: NDArray[np.int64], sampled: NDArray[np.int64], limit: int, randomness: Randomness, rows: int = 1
 ) -> NDArray[np.int64]:
     """At most `limit` records of each sampled user, uniformly without replacement.
 
     Args:
-        user: The user of every record.
+        user: The user of every row.
         sampled: The users in question.
         limit: m, records a user at most.
         randomness: The step's source.
+        rows: Of each record, which stand together; see `TaskSpec.rows_per_record`. A record is chosen whole.
 
     Returns:
-        Places of the chosen records, all of one user's together, users ascending.
+        Places of the chosen records' rows, all of one user's together, users ascending.
     """
+    if rows > 1:
+        records = choose_records(user[::rows], sampled, limit, randomness)
+        return (records[:, None] * rows + np.arange(rows)).ravel()
     places = np.flatnonzero(np.isin(user, sampled))
     owner = user[places]
     order = np.lexsort((randomness.uniform(len(places)), owner))

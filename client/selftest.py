@@ -24,7 +24,8 @@ from fedprofile.common.modeling.lora import lora_layers
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
 
-RECORDS = 6
+USERS = 6
+"""Who have one made-up record each; fewer where a record is many rows."""
 TOLERANCE = 1e-3
 """Of a gradient, relative to the largest of its tensor; of a step, to the largest of any record's."""
 ROUNDINGS = 8.0
@@ -61,7 +62,7 @@ def check_training(model: ProfileModel, step: Step) -> None:
     if len(start) != factors + 2:
         raise SelfTestError(f"{len(start)} matrices would be trained, not the card's {factors + 2}; {_REINSTALL}.")
     tolerance = max(TOLERANCE, ROUNDINGS * model.precision)
-    alone = [_gradients(model, records, [place]) for place in range(RECORDS)]
+    alone = [_gradients(model, records, [place]) for place in range(len(records))]
     together = _sample_gradients(model, records)
     for name in start:
         expected = torch.stack([gradients[name] for gradients in alone])
@@ -109,12 +110,14 @@ def _records(model: ProfileModel) -> EncodedRecords:
     """One record for each of a few users; all are made up."""
     card = model.card
     vocabulary, length = len(model.tokenizer), min(8, card.history.max_tokens)
-    places = np.arange(RECORDS, dtype=np.int64)
+    rows = card.task.rows_per_record
+    users = max(2, USERS // rows)
+    places = np.arange(users * rows, dtype=np.int64)
     return EncodedRecords(
-        users=tuple(map(str, places)),
-        user=places,
+        users=tuple(map(str, range(users))),
+        user=places // rows,
         tokens=[((np.arange(length - place % 2) * 7 + 11 * place) % vocabulary).astype(np.int32) for place in places],
-        features=np.linspace(0, 1, RECORDS * card.features.width, dtype=np.float32).reshape(RECORDS, -1),
+        features=np.linspace(0, 1, len(places) * card.features.width, dtype=np.float32).reshape(len(places), -1),
         labels=card.task.made_up(places),
         groups=np.zeros_like(places),
     )
@@ -146,7 +149,7 @@ def _sample_gradients(model: ProfileModel, records: EncodedRecords) -> dict[str,
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            _forward(model, records, list(range(RECORDS))).backward()
+            _forward(model, records, list(range(len(records)))).backward()
         samples = {name: getattr(parameter, "grad_sample", None) for name, parameter in trainables.items()}
     finally:
         hooks.cleanup()
@@ -161,7 +164,7 @@ def _within(found: torch.Tensor, expected: torch.Tensor, near: float) -> bool:
 
 def _loss(model: ProfileModel, records: EncodedRecords) -> float:
     with torch.no_grad():
-        return float(_forward(model, records, list(range(RECORDS))))
+        return float(_forward(model, records, list(range(len(records)))))
 
 
 def _loss_at(model: ProfileModel, start: Arrays, moved: Arrays, part: float, records: EncodedRecords) -> float:

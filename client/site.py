@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedprofile.client.agreement import Agreement
 from fedprofile.client.app import TenantApp
@@ -109,13 +109,20 @@ class Site:
         self.ledger.close()
 
 
-def load_model(card: FederationCard, tenant: TenantFile, folder: Path) -> tuple[ProfileModel, PreTrainedTokenizerBase]:
+LoadedBases = dict[tuple[str, str, str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+"""Base models by the hashes of their weights, config and tokenizer."""
+
+
+def load_model(
+    card: FederationCard, tenant: TenantFile, folder: Path, loaded: LoadedBases | None = None
+) -> tuple[ProfileModel, PreTrainedTokenizerBase]:
     """Load the card's base model, check its hashes, and put the federation's model on it.
 
     Args:
         card: The agreed card.
         tenant: Says where the base lies, if it does.
         folder: What relative paths count from.
+        loaded: Bases that are loaded already, of which the card's is taken; one that is not among them is added.
 
     Returns:
         The model and the base's tokenizer.
@@ -123,7 +130,11 @@ def load_model(card: FederationCard, tenant: TenantFile, folder: Path) -> tuple[
     Raises:
         ConfigError: The base is missing or another one than the card's.
     """
-    base, tokenizer = load_base(resolve_base(card.base, folder / tenant.base.path if tenant.base else None))
+    bases = {} if loaded is None else loaded
+    hashes = (card.base.weights_sha256, card.base.config_sha256, card.base.tokenizer_sha256)
+    if hashes not in bases:
+        bases[hashes] = load_base(resolve_base(card.base, folder / tenant.base.path if tenant.base else None))
+    base, tokenizer = bases[hashes]
     return ProfileModel(card, base, tokenizer), tokenizer
 
 
@@ -199,7 +210,7 @@ def open_site(
                 "note: on this machine a record's last bits depend on the records beside it, so each is computed "
                 "alone; this is slow, and as private."
             )
-        adapters = AdapterFolder(directory, card.hash)
+        adapters = AdapterFolder(directory, card.hash, tenant.adapters)
         app = TenantApp(
             card=card,
             layout=model.layout(),

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fedprofile.client.cells import CellError, Moment, read_moment, read_number, read_text, read_user, read_vector
 from fedprofile.client.histories import Histories
@@ -43,6 +43,17 @@ MAX_PROBLEMS = 1000
 
 KeepWrong = Callable[[Problem, Any], None]
 """Takes a problem and the cell that it is about."""
+
+
+class Rows(Protocol):
+    """Where rows come from; see `fedprofile.client.tables.Reading`."""
+
+    def rows(
+        self, source: Source, check_columns: Callable[[Sequence[str]], None], columns: Collection[str], part: str
+    ) -> Iterator[RawRow]:
+        """The rows of "source" or of "events"."""
+        ...
+
 
 _Event = tuple[str, datetime, Row]
 _Value = TypeVar("_Value")
@@ -90,9 +101,40 @@ def read_examples(
             protects a column that is not there.
     """
     reader = _Reader(tenant, card, labelled=labelled, strict=True, keep_wrong=keep_wrong)
-    reader.read(folder)
+    with Reading(folder) as reading:
+        reader.read(reading)
     reader.refuse()
     return reader.examples()
+
+
+def read_given(tenant: TenantFile, card: FederationCard, given: Rows) -> list[Example]:
+    """Read and check rows that are given in place of the tenant's sources, strictly and without labels.
+
+    Args:
+        tenant: Which column is what; its sources are not opened.
+        card: What the federation's templates and features need.
+        given: The rows.
+
+    Returns:
+        One example a row of "source", in order.
+
+    Raises:
+        DataError, PolicyRefusal, ConfigError: As for `read_examples`.
+    """
+    events = (tenant.events or tenant.source) if card.history.event else None
+    reader = _Reader(tenant.model_copy(update={"events": events}), card, labelled=False, strict=True)
+    reader.read(given)
+    reader.refuse()
+    return reader.examples()
+
+
+def check_asked(tenant: TenantFile, card: FederationCard) -> None:
+    """Refuse a card that asks for what no text and no feature may hold.
+
+    Raises:
+        PolicyRefusal, ConfigError: As for `read_examples`.
+    """
+    _Reader(tenant, card, labelled=False, strict=True)
 
 
 def read_usable(tenant: TenantFile, card: FederationCard, folder: Path) -> Usable:
@@ -112,7 +154,8 @@ def read_usable(tenant: TenantFile, card: FederationCard, folder: Path) -> Usabl
         ConfigError: As for `read_examples`.
     """
     reader = _Reader(tenant, card, labelled=True, strict=False)
-    reader.read(folder)
+    with Reading(folder) as reading:
+        reader.read(reading)
     return Usable(reader.examples(), len(reader.wrong), reader.rows_left_out())
 
 
@@ -160,7 +203,7 @@ class _Reader:
         self._tenant, self._columns, self._labelled, self._strict = tenant, tenant.columns, labelled, strict
         self._numbers = card.history.numbers | {feature.name for feature in card.features.numeric}
         self._widths = {feature.name: feature.width for feature in card.features.vectors}
-        self._record_columns = template_columns(card.history.record) | card.features.columns
+        self._record_columns = card.record_columns
         self._event_columns = template_columns(card.history.event)
         self._read_label, self._unknown = label_reader(card.task), card.task.unknown
         group = card.task.group
@@ -178,37 +221,35 @@ class _Reader:
         # A dictionary, because a cell that serves record and event is looked at twice.
         self._problems: dict[Problem, None] = {}
 
-    def read(self, folder: Path) -> None:
+    def read(self, reading: Rows) -> None:
         """Read `source`, and `events` where it is another one; where it is not, each row is read once for both."""
         events = self._tenant.events
         shared = self._has_events and events is None
         needed = {self._source_name(name) for name in self._record_columns} | {self._columns.user}
         needed |= {self._columns.label} if self._labelled else set()
-        needed |= {self._columns.group} if self._columns.group and self._groups and self._labelled else set()
+        grouped = self._labelled or bool(self._tenant.judgement and self._tenant.judgement.thresholds)
+        needed |= {self._columns.group} if self._columns.group and self._groups and grouped else set()
         needed |= {self._columns.time} if self._columns.time and self._has_events else set()
         for_events = {self._source_name(name) for name in self._event_columns}
         for_events |= {self._columns.user, self._event_time}
-        with Reading(folder) as reading:
-            pending: list[_Event] = []
-            asked = needed | (for_events if shared else set())
-            for row, user in self._rows(reading, self._tenant.source, "source", asked):
-                self._take_labelled(row, user)
-                if shared and (event := self._event(row, user, "source")) is not None:
-                    pending.append(event)
-            if self._strict and not self._rows_of and not self._skipped:
-                mend = (
-                    "check path or query in tenant.toml" if self._labelled else "give a file with rows to predict for"
-                )
-                raise DataError(f"{self._called('source')}: there is no row; {mend}.")
-            self._histories = Histories(((user, time) for user, time, *_ in self._found), self._max_events)
-            for event in pending:
-                self._histories.add(*event)
-            if self._has_events and events is not None:
-                for row, user in self._rows(reading, events, "events", for_events):
-                    if (event := self._event(row, user, "events")) is not None:
-                        self._events_seen = True
-                        self._events_fit |= user in self._histories
-                        self._histories.add(*event)
+        pending: list[_Event] = []
+        asked = needed | (for_events if shared else set())
+        for row, user in self._rows(reading, self._tenant.source, "source", asked):
+            self._take_labelled(row, user)
+            if shared and (event := self._event(row, user, "source")) is not None:
+                pending.append(event)
+        if self._strict and not self._rows_of and not self._skipped:
+            mend = "check path or query in tenant.toml" if self._labelled else "give a file with rows to predict for"
+            raise DataError(f"{self._called('source')}: there is no row; {mend}.")
+        self._histories = Histories(((user, time) for user, time, *_ in self._found), self._max_events)
+        for event in pending:
+            self._histories.add(*event)
+        if self._has_events and events is not None:
+            for row, user in self._rows(reading, events, "events", for_events):
+                if (event := self._event(row, user, "events")) is not None:
+                    self._events_seen = True
+                    self._events_fit |= user in self._histories
+                    self._histories.add(*event)
 
     def refuse(self) -> None:
         """Refuse the source where anything is wrong with it."""
@@ -254,7 +295,7 @@ class _Reader:
     def _source_name(self, name: str) -> str:
         return self._columns.rename.get(name, name)
 
-    def _rows(self, reading: Reading, source: Source, part: str, needed: set[str]) -> Iterator[tuple[RawRow, str]]:
+    def _rows(self, reading: Rows, source: Source, part: str, needed: set[str]) -> Iterator[tuple[RawRow, str]]:
         """A source's rows with their users; of events only those that can be in a history, unless all are checked."""
         named: set[str] = set()
         asked = needed | ({self._columns.group} if self._columns.group else set())

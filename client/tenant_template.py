@@ -9,7 +9,7 @@ import json
 
 from fedprofile.client.directory import populations_folder
 from fedprofile.common.card import FederationCard
-from fedprofile.common.tasks import RegressionTask
+from fedprofile.common.tasks import MultilabelTask, RankingTask, RegressionTask
 
 DEFAULT_EPSILON = 3.0
 
@@ -113,6 +113,17 @@ def tenant_template(card: FederationCard) -> str:
             "# band = [0.4, 0.6]           # binary: probabilities of the second label that are left to a person",
             "# confidence = 0.5            # of the most likely label, below which a person decides",
             '# replies = "replies.csv"     # label,reply: what is answered',
+            "# thresholds = { north = 0.4 }  # binary: from where the second label is decided, by group; else 0.5",
+            '# review = { url = "sqlite:///review.db", table = "todo" }  # where what is left to a person is added',
+            "",
+            "# A line of each prediction, without any text of your data.",
+            "# [decisions]",
+            '# log = "decisions.jsonl"',
+            "",
+            "# Which of the adapters that come are used here.",
+            "# [adapters]",
+            '# accept = "not-worse"        # only once judged on your own evaluation users; or "always"',
+            "# keep = 5                    # how many of the newest are kept",
             "",
             f"# Where the base model {_text(card.base.id)} lies, when it is not found by itself.",
             "# [base]",
@@ -127,6 +138,10 @@ def _label(card: FederationCard) -> str:
     task = card.task
     if isinstance(task, RegressionTask):
         return f"{_listed(task.outputs)}, a number; below {task.low:g} and above {task.high:g} it is clipped"
+    if isinstance(task, RankingTask):
+        return f"what was chosen, one of the {len(task.candidates)} candidates, such as {_listed(task.candidates[:3])}"
+    if isinstance(task, MultilabelTask):
+        return f"any of these, with {_text(task.separator)} between them, or empty: {_listed(task.labels)}"
     return f"one of: {_listed(task.outputs)}"
 
 

@@ -343,7 +343,8 @@ class PrivateTrainer:
         hooks: Any,
     ) -> None:
         sampled = sample_users(len(records.users), self._settings.rates(records), randomness)
-        places = choose_records(records.user, sampled, self._settings.records_per_user, randomness)
+        rows = self._model.card.task.rows_per_record
+        places = choose_records(records.user, sampled, self._settings.records_per_user, randomness, rows)
         taken = take_records(records, places).with_views(self._settings.views)
         lengths = padded_lengths(taken.tokens, self._model.card.history.max_tokens)
         optimizer.zero_grad()

@@ -31,10 +31,11 @@ from fedprofile.client.received import AdapterFolder
 from fedprofile.client.sampling import TenantRecords, is_evaluation_user, split_records
 from fedprofile.client.sources import read_examples
 from fedprofile.client.training import PrivateTrainer, TrainingSettings
+from fedprofile.common.candidates import encode_records
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.estimates import Interval
-from fedprofile.common.interactions import EncodedRecords, encode
+from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.modeling.base import load_base, resolve_base
 from fedprofile.common.modeling.prefix_cache import PrefixCache
 from fedprofile.common.modeling.profile_model import ProfileModel
@@ -133,7 +134,7 @@ def find_worth(directory: TenantDirectory) -> Worth:
     adapters.require()
     base, tokenizer = load_base(resolve_base(card.base, directory.root / tenant.base.path if tenant.base else None))
     records = _split(
-        directory, tenant, card, segment, encode(read_examples(tenant, card, directory.root), card, tokenizer)
+        directory, tenant, card, segment, encode_records(read_examples(tenant, card, directory.root), card, tokenizer)
     )
     model = ProfileModel(card, base, tokenizer)
     number, arrays = adapters.newest(model.layout())

@@ -17,10 +17,14 @@ from pydantic import Field, field_validator, model_validator
 from fedprofile.common.config import Frozen, load_toml, validate
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.feature_specs import FeaturesSpec
-from fedprofile.common.tasks import LabelsTask, Task
+from fedprofile.common.tasks import LabelsTask, RankingTask, Task
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+CANDIDATE = "candidate"
+"""In the record template of a ranking task: the text of the candidate, which no source has a column for."""
 
 
 class HistorySpec(Frozen):
@@ -306,6 +310,13 @@ class FederationCard(Frozen):
             )
         if self.adapter.label_head and not isinstance(self.task, LabelsTask):
             raise ValueError(f"adapter.label_head starts from the labels' names; a {self.task.kind} task has none")
+        if isinstance(self.task, RankingTask):
+            if CANDIDATE not in template_columns(self.history.record):
+                raise ValueError(
+                    f"a ranking task needs {{{CANDIDATE}}} in history.record, or all candidates look alike"
+                )
+            if self.features.all:
+                raise ValueError("features are the same for all candidates and cannot rank them; leave [features] out")
         if spoken := sorted(self.history.columns & {vector.name for vector in self.features.vectors}):
             raise ValueError(f"column '{spoken[0]}' holds a vector, which is no text; take it out of the templates")
         if self.evaluation.patience and self.evaluation.when != "every-round":
@@ -321,6 +332,12 @@ class FederationCard(Frozen):
         if not math.isfinite(self.max_update_norm):
             raise ValueError("max_update_norm must be finite")
         return self
+
+    @property
+    def record_columns(self) -> frozenset[str]:
+        """Every column of a labelled row that its text or its features need, but for the candidate of a ranking."""
+        given = {CANDIDATE} if isinstance(self.task, RankingTask) else set()
+        return (template_columns(self.history.record) - given) | self.features.columns
 
     @property
     def total_steps(self) -> int:

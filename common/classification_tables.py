@@ -1,16 +1,18 @@
-"""Tables of tasks with one right label for each record.
+"""Tables of tasks with named labels.
 
 binary       group x label x 10 bins of the positive label's score
 multiclass   group x label x {wrong, right}, then predicted counts by label; half of the weight each
+multilabel   group x label x {not its, its} x 10 bins of the label's score; one part of the weight for each label
 """
 
+from dataclasses import astuple
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedprofile.common.estimates import Measure, Metrics, Table, enough, estimated, weighted_mean
-from fedprofile.common.tasks import BinaryTask, Labels, MulticlassTask
+from fedprofile.common.estimates import Interval, Measure, Metrics, Table, enough, estimated, weighted_mean
+from fedprofile.common.tasks import BinaryTask, Labels, MulticlassTask, MultilabelTask
 
 SCORE_BINS = 10
 
@@ -78,6 +80,54 @@ def multiclass_metrics(task: MulticlassTask, table: Table, noise_variance: float
     for place, label in enumerate(task.labels):
         metrics[f"recall:{label}"] = estimated(cells[:, place].sum(axis=0), _right_share, whole, share=0.5)
     return metrics
+
+
+def multilabel_size(task: MultilabelTask) -> int:
+    """How many cells."""
+    return task.groups * len(task.labels) * 2 * SCORE_BINS
+
+
+def multilabel_cells(
+    task: MultilabelTask, scores: NDArray[np.float64], labels: Labels, groups: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """See `fedprofile.common.evaluation_tables.table_cells`; of each label one cell."""
+    bins = np.minimum(scores * SCORE_BINS, SCORE_BINS - 1).astype(np.int64)
+    label = groups[:, None] * len(task.labels) + np.arange(len(task.labels))
+    return (label * 2 + task.truths(labels)) * SCORE_BINS + bins
+
+
+def multilabel_metrics(task: MultilabelTask, table: Table, noise_variance: float) -> Metrics:
+    """See `fedprofile.common.evaluation_tables.metrics_from_table`.
+
+    A mean over labels stands where every label's number does; its interval is the mean of theirs, which are of the same
+    users, so that it is never too narrow.
+    """
+    names = task.group.all_values if task.group is not None else ()
+    cells = table.reshape(task.groups, len(task.labels), 2, SCORE_BINS)
+    share = 1 / len(task.labels)
+    metrics: Metrics = {}
+    blocks = {"": (cells.sum(axis=0), task.groups * noise_variance)}
+    blocks |= {f":{name}": (block, noise_variance) for name, block in zip(names, cells, strict=False)}
+    for suffix, (block, variance) in blocks.items():
+        areas = [estimated(of_label, _auc, variance, share=share) for of_label in block]
+        known = [area for area in areas if area is not None]
+        metrics[f"macro_auc{suffix}"] = _mean(known) if len(known) == len(areas) else None
+        metrics[f"label_accuracy{suffix}"] = estimated(block, _label_accuracy, variance, share=1.0)
+        if not suffix:
+            metrics |= {f"auc:{label}": area for label, area in zip(task.labels, areas, strict=True)}
+    return metrics
+
+
+def _mean(intervals: list[Interval]) -> Interval:
+    value, low, high = np.mean([astuple(interval) for interval in intervals], axis=0).tolist()
+    return Interval(value, low, high)
+
+
+def _label_accuracy(block: Table, noise_variance: float) -> tuple[float, Table, bool]:
+    """The share of a record's labels that are told right at one half, over labels."""
+    right = np.zeros(block.shape)
+    right[:, 0, : SCORE_BINS // 2] = right[:, 1, SCORE_BINS // 2 :] = 1.0
+    return weighted_mean(right, block, noise_variance)
 
 
 def _accuracy(block: Table, noise_variance: float) -> tuple[float, Table, bool]:

@@ -1,8 +1,8 @@
 """Process-wide switches that must be set before Flower, Hugging Face or torch are first imported.
 
 Every entry point imports this module first: Flower's telemetry and update check, Hugging Face's telemetry and
-progress bars are switched off here and nowhere else, so that no command calls home. The model hub is asked only
-where the user allows it (`FEDPROFILE_ALLOW_HUB=1`).
+progress bars, and what MLflow and Weights & Biases would send are switched off here and nowhere else, so that no
+command calls home. The model hub is asked only where the user allows it (`FEDPROFILE_ALLOW_HUB=1`).
 """
 
 import os
@@ -15,6 +15,10 @@ SWITCHES: dict[str, str] = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_MODE": "offline",
+    "WANDB_ERROR_REPORTING": "false",
 }
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")

@@ -7,7 +7,9 @@ table changes by 1 in L1, and by at most 1 in L2. A table travels as one flat fl
 
     binary       group x label x 10 bins of the positive label's score
     multiclass   group x label x {wrong, right}, then predicted counts by label; half of the weight each
+    multilabel   group x label x {not its, its} x 10 bins of the label's score; one part of the weight for each label
     regression   group x 10 public bins of the absolute error
+    ranking      group x rank of the chosen candidate among those that stand beside it
 
 The server sums tables over tenants and never clips a negative cell before a ratio; `fedprofile.common.estimates` says
 what intervals hold. Each kind has a module of its own.
@@ -28,10 +30,22 @@ from fedprofile.common.classification_tables import (
     multiclass_cells,
     multiclass_metrics,
     multiclass_size,
+    multilabel_cells,
+    multilabel_metrics,
+    multilabel_size,
 )
 from fedprofile.common.estimates import NORMAL_95, TOO_FEW, Interval, Metrics, Table
+from fedprofile.common.ranking_tables import ranking_cells, ranking_metrics, ranking_size
 from fedprofile.common.regression_tables import regression_cells, regression_metrics, regression_size
-from fedprofile.common.tasks import BinaryTask, Labels, MulticlassTask, RegressionTask, TaskSpec
+from fedprofile.common.tasks import (
+    BinaryTask,
+    Labels,
+    MulticlassTask,
+    MultilabelTask,
+    RankingTask,
+    RegressionTask,
+    TaskSpec,
+)
 
 __all__ = [
     "SCORE_BINS",
@@ -61,8 +75,12 @@ def table_shape(task: TaskSpec) -> tuple[int]:
             return (binary_size(task),)
         case MulticlassTask():
             return (multiclass_size(task),)
+        case MultilabelTask():
+            return (multilabel_size(task),)
         case RegressionTask():
             return (regression_size(task),)
+        case RankingTask():
+            return (ranking_size(task),)
     raise TypeError(task.kind)
 
 
@@ -73,18 +91,22 @@ def table_cells(
 
     Args:
         task: The card's task.
-        scores: What the model says of each record, [n, outputs], each in [0, 1].
-        labels: True labels; see `TaskSpec.as_array`.
-        groups: Index in the group's values, int64 [n]; zeros where the task has no group.
+        scores: What the model says of each row, [n * rows, logits], each in [0, 1].
+        labels: True labels, [n * rows]; see `TaskSpec.as_array` and `TaskSpec.rows_per_record`.
+        groups: Index in the group's values, int64 [n], of each record; zeros where the task has no group.
 
     Returns:
-        Places in the table, [n, k]; the k of a row are different cells, and k depends on the task alone.
+        Places in the table, [n, k]; the k of a record are different cells, and k depends on the task alone.
     """
     match task:
         case BinaryTask():
             return binary_cells(task, scores, labels, groups)
         case MulticlassTask():
             return multiclass_cells(task, scores, labels, groups)
+        case MultilabelTask():
+            return multilabel_cells(task, scores, labels, groups)
+        case RankingTask():
+            return ranking_cells(task, scores, labels, groups)
         case RegressionTask():
             return regression_cells(task, scores, labels, groups)
     raise TypeError(task.kind)
@@ -104,15 +126,21 @@ def metrics_from_table(table: Table, noise_variance: float, task: TaskSpec) -> M
             binary       "auc", "accuracy", and "recall_at_fpr_RATE" where the card names a false-positive rate; a
                          group's is at that rate of its own negatives
             multiclass   "accuracy", and "recall:LABEL" of each label
+            multilabel   "macro_auc", "label_accuracy", and "auc:LABEL" of each label
+            ranking      "hit_rate_at_K", "ndcg_at_K" and "mean_reciprocal_rank"
             regression   "mean_absolute_error" and "root_mean_squared_error", from the bins' middles
 
-        and each but recall by group as well, as "NAME:GROUP".
+        and each but those of a label by group as well, as "NAME:GROUP".
     """
     match task:
         case BinaryTask():
             return binary_metrics(task, table, noise_variance)
         case MulticlassTask():
             return multiclass_metrics(task, table, noise_variance)
+        case MultilabelTask():
+            return multilabel_metrics(task, table, noise_variance)
+        case RankingTask():
+            return ranking_metrics(task, table, noise_variance)
         case RegressionTask():
             return regression_metrics(task, table, noise_variance)
     raise TypeError(task.kind)

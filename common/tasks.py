@@ -2,10 +2,14 @@
 
     binary       one of two labels
     multiclass   one of several labels
+    multilabel   any number of several labels
     regression   a number within a public range
+    ranking      which candidate of a public catalogue is chosen next
 
-A label is a number that is never negative, so that -1 stands for one that is not known: an index in `labels`, or the
-target clipped to the card's public range and scaled to [0, 1].
+A label is a number that is never negative, so that -1 stands for one that is not known: an index in `labels`, a set of
+labels as bits, or the target clipped to the card's public range and scaled to [0, 1]. A ranking's record is several
+rows, one for each candidate that stands beside the chosen one, and a row's label is 1 or 0: see
+`fedprofile.common.candidates`.
 """
 
 from collections import Counter
@@ -56,8 +60,23 @@ class TaskSpec(Frozen):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What the head's outputs are called, in order."""
+        """What scores are given of, in order."""
         raise NotImplementedError
+
+    @property
+    def logit_names(self) -> tuple[str, ...]:
+        """What the head's outputs are called, in order: as `outputs`, but for a ranking."""
+        return self.outputs
+
+    @property
+    def logits(self) -> int:
+        """How many outputs the head has."""
+        return len(self.logit_names)
+
+    @property
+    def rows_per_record(self) -> int:
+        """How many rows of `EncodedRecords` one labelled row of the tenant is, which stand together."""
+        return 1
 
     @property
     def unknown(self) -> Label:
@@ -152,6 +171,53 @@ class MulticlassTask(LabelsTask):
     kind: Literal["multiclass"]
 
 
+class MultilabelTask(LabelsTask):
+    """Any number of several labels, also none.
+
+    A record's label is the sum of 2**i over its labels i, so that a set of labels is one number like every label.
+    """
+
+    kind: Literal["multilabel"]
+    labels: tuple[str, ...] = Field(min_length=2, max_length=62)
+    """In order; as many as fit into a signed 64-bit number."""
+    separator: str = Field(default=";", min_length=1, max_length=1)
+    """Between the labels in one cell of text."""
+
+    @model_validator(mode="after")
+    def _labels_can_be_told_apart(self) -> Self:
+        wrong = [label for label in self.labels if self.separator in label or label.strip() != label or not label]
+        if wrong:
+            raise ValueError(f"label '{wrong[0]}' is empty, has spaces around it, or holds the separator")
+        return self
+
+    def truths(self, labels: Labels) -> NDArray[np.bool_]:
+        """Which labels each record has.
+
+        Args:
+            labels: Known ones, [n].
+
+        Returns:
+            [n, labels].
+        """
+        found: NDArray[np.bool_] = (labels.astype(np.int64)[:, None] >> np.arange(len(self.labels))) & 1 == 1
+        return found
+
+    def made_up(self, numbers: NDArray[np.int64]) -> Labels:
+        """See `TaskSpec`; sets of every size."""
+        sets: Labels = numbers % 2 ** len(self.labels)
+        return sets
+
+    def shares(self, known: Labels, records: int) -> dict[str, float]:
+        """See `TaskSpec`; a record counts for each of its labels."""
+        counts = self.truths(known).sum(axis=0)
+        return {label: float(count) / max(1, records) for label, count in zip(self.labels, counts, strict=True)}
+
+    def name_of(self, label: Label) -> str:
+        """See `TaskSpec`; the labels as one text."""
+        had = self.truths(np.array([label]))[0]
+        return self.separator.join(name for name, has in zip(self.labels, had, strict=True) if has)
+
+
 class RegressionTask(TaskSpec):
     """A number.
 
@@ -211,5 +277,61 @@ class RegressionTask(TaskSpec):
         return self.names[min(int(label * 4), 3)]
 
 
-Task = Annotated[BinaryTask | MulticlassTask | RegressionTask, Field(discriminator="kind")]
+class RankingTask(TaskSpec):
+    """Which candidate is chosen next.
+
+    The catalogue is on the card: public, the same for every tenant, and no part of anybody's data.
+    """
+
+    kind: Literal["ranking"]
+    candidates: tuple[str, ...] = Field(min_length=2)
+    """The text of each; a labelled row's cell holds the one that was chosen."""
+    negatives: int = Field(default=9, ge=1, le=99)
+    """How many others stand beside each chosen one in training and in the table, drawn uniformly from the catalogue."""
+    cutoff: int = Field(default=3, ge=1)
+    """k of the hit rate and of the normalised discounted cumulative gain."""
+
+    @model_validator(mode="after")
+    def _candidates_can_be_drawn(self) -> Self:
+        if len(set(self.candidates)) != len(self.candidates) or "" in self.candidates:
+            raise ValueError("candidates must be distinct and not empty")
+        if self.negatives >= len(self.candidates):
+            raise ValueError(f"negatives={self.negatives} must be fewer than the {len(self.candidates)} candidates")
+        if self.cutoff > self.negatives:
+            raise ValueError(f"cutoff={self.cutoff} must be at most negatives={self.negatives}, or every rank is a hit")
+        return self
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The candidates."""
+        return self.candidates
+
+    @property
+    def logit_names(self) -> tuple[str, ...]:
+        """One: whether this candidate is the chosen one."""
+        return ("chosen",)
+
+    @property
+    def rows_per_record(self) -> int:
+        """The chosen candidate and the others beside it."""
+        return 1 + self.negatives
+
+    def made_up(self, numbers: NDArray[np.int64]) -> Labels:
+        """See `TaskSpec`; one chosen candidate in each record."""
+        chosen: Labels = (numbers % self.rows_per_record == 0).astype(np.int64)
+        return chosen
+
+    def shares(self, known: Labels, records: int) -> dict[str, float]:
+        """See `TaskSpec`; nothing, for there are as many chosen candidates in any data."""
+        return {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of a row."""
+        return ("drawn", "chosen")
+
+
+Task = Annotated[
+    BinaryTask | MulticlassTask | MultilabelTask | RegressionTask | RankingTask, Field(discriminator="kind")
+]
 """The card's `[task]`."""

@@ -37,14 +37,12 @@ class FileSource(Frozen):
     path: Path
 
 
-class SqlSource(Frozen):
-    """A query in a read-only transaction, through SQLAlchemy."""
+class DatabaseSpec(Frozen):
+    """A database, through SQLAlchemy."""
 
-    kind: Literal["sql"]
     url: SecretStr
     """For example `postgresql+psycopg://reader@db/shop` or `sqlite:///shop.db`, whose path counts from the tenant
     file."""
-    query: str
     password_file: Path | None = None
     """Holds the password, which then need not stand in the URL; relative to the tenant file."""
     password_env: str | None = None
@@ -55,6 +53,19 @@ class SqlSource(Frozen):
         if self.password_file is not None and self.password_env is not None:
             raise ValueError("password_file and password_env are two places for one password; keep one of them")
         return self
+
+
+class SqlSource(DatabaseSpec):
+    """A query in a read-only transaction."""
+
+    kind: Literal["sql"]
+    query: str
+
+
+class TableSpec(DatabaseSpec):
+    """A table that rows are added to, and nothing else is done with; made where it is not there."""
+
+    table: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")
 
 
 Source = Annotated[FileSource | SqlSource, Field(discriminator="kind")]
@@ -134,12 +145,36 @@ class JudgementSpec(Frozen):
     """Probability of the most likely label below which a person decides."""
     replies: Path | None = None
     """CSV with the columns label and reply: what is answered where the label is decided without a person."""
+    thresholds: dict[str, float] = Field(default_factory=dict)
+    """Binary tasks: for each value of the card's group attribute the probability from which the second label is
+    decided; 0.5 where there is none. It treats groups differently on purpose, which needs a legal basis."""
+    review: TableSpec | None = None
+    """Where `predict` adds what is left to a person, when no --review file is given."""
 
     @model_validator(mode="after")
     def _band_is_one(self) -> Self:
         if self.band is not None and not 0 <= self.band[0] < self.band[1] <= 1:
             raise ValueError("band must be two probabilities, the lower one first")
+        if not all(0 < threshold < 1 for threshold in self.thresholds.values()):
+            raise ValueError("thresholds must be probabilities above 0 and below 1")
         return self
+
+
+class DecisionsSpec(Frozen):
+    """What is written down of each prediction; see `fedprofile.client.decisions`."""
+
+    log: Path
+    """Relative to the tenant file; made at the first prediction, and only ever added to."""
+
+
+class AdaptersSpec(Frozen):
+    """Which of the adapters that come are used here. The server is told nothing of it."""
+
+    accept: Literal["always", "not-worse"] = "always"
+    """`not-worse`: an adapter is used once it was judged, on the tenant's own evaluation users, not to be worse than
+    the one in use; see `fedprofile.client.acceptance`."""
+    keep: int = Field(default=5, ge=2, le=1000)
+    """How many of the newest are kept; the one in use always is."""
 
 
 class TenantFile(Frozen):
@@ -159,6 +194,8 @@ class TenantFile(Frozen):
     policy: PolicySpec = PolicySpec()
     base: BaseSource | None = None
     judgement: JudgementSpec | None = None
+    adapters: AdaptersSpec = AdaptersSpec()
+    decisions: DecisionsSpec | None = None
 
     @property
     def life_delta(self) -> float:

@@ -23,6 +23,9 @@ NORM_TOLERANCE = 1e-5
 LARGEST_CELL = 10.0
 """A cell of an evaluation table may hold this many times the declared users, and as many noise deviations twice."""
 
+NOT_ASKED = "was not asked"
+"""Why a reply is dropped that is from none of those asked."""
+
 _FIRST_REFUSAL = 1000
 
 
@@ -115,7 +118,7 @@ class Admission:
         node_id = message.metadata.src_node_id
         member = self._asked.get(node_id)
         if member is None:
-            return Dropped(f"node {node_id}", "was not asked")
+            return Dropped(f"node {node_id}", NOT_ASKED)
         if node_id in self._heard:
             return Dropped(member.name, "answered twice")
         self._heard.add(node_id)

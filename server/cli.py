@@ -120,9 +120,12 @@ def start(directory: Dir) -> None:
     from fedprofile.server.initial import initial_adapter
     from fedprofile.server.runs import serve
     from fedprofile.server.stopping import ServerStopped
+    from fedprofile.server.trackers import usable
 
     paths, say = ServerDirectory(directory), line_printer()
-    paths.card(), paths.settings()
+    paths.card()
+    # What is wrong is said before the initial adapter is computed, which takes a while; what is worth a line, later.
+    usable(paths.settings().tracking, lambda line: None)
     paths.state.mkdir(mode=0o700, exist_ok=True)
     stopped = threading.Event()
     with paths.exclusive():
@@ -152,12 +155,13 @@ def export(
     directory: Dir,
     out: Annotated[Path, typer.Option(help="A folder that is empty or does not exist.")],
     base: Annotated[Path | None, typer.Option(help="The base model's folder, where it is not found by itself.")] = None,
+    licence: Annotated[str | None, typer.Option("--license", help="For the model card, such as apache-2.0.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the adapter folder, load it in a fresh process, and compare."""
+    """Write the adapter folder with its model card, load it in a fresh process, and compare."""
     from fedprofile.server.export import export_adapter
 
-    summary = export_adapter(directory, out, base)
+    summary = export_adapter(directory, out, base, licence)
     show(
         f"wrote {out} (round {summary['round']}); a fresh process that loads it differs by at most "
         f"{summary['difference']:g}.",

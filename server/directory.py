@@ -8,6 +8,7 @@ DIR/operator.token    bearer token of the admin listener (private)
 DIR/tenants.json      who is invited and who is enrolled
 DIR/lock              held while a server runs here
 DIR/state/            adapter.safetensors, checkpoint.safetensors, history.jsonl, status.json, server.log
+DIR/tracking/         the history for TensorBoard, MLflow or Weights & Biases; see `tracking`
 """
 
 import fcntl
@@ -22,6 +23,7 @@ from pydantic import Field
 from fedprofile.common.card import FederationCard, load_card
 from fedprofile.common.config import Frozen, load_toml
 from fedprofile.common.errors import ConfigError, InputError
+from fedprofile.server.trackers import TrackingSpec
 
 
 class ServerSettings(Frozen):
@@ -42,6 +44,7 @@ class ServerSettings(Frozen):
     """Seconds for which a round, and the final delivery, wait for a tenant that has left."""
     base: Path | None = None
     """Where the base model lies, when it is neither the embedded package nor on the hub."""
+    tracking: TrackingSpec = TrackingSpec()
 
     @property
     def address(self) -> str:

@@ -47,7 +47,13 @@ class TableSum:
         return metrics_from_table(self._sum, self._noise_variance, self._task)
 
 
-_HEADLINES = {"binary": "auc", "multiclass": "accuracy", "regression": "mean_absolute_error"}
+_HEADLINES = {
+    "binary": "auc",
+    "multiclass": "accuracy",
+    "multilabel": "macro_auc",
+    "regression": "mean_absolute_error",
+    "ranking": "mean_reciprocal_rank",
+}
 
 
 def headline(task: TaskSpec) -> str:

@@ -3,6 +3,8 @@
 The comparison uses made-up texts and the ends of the card's public ranges, so that it needs nobody's data.
 """
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,38 +14,46 @@ import safetensors
 from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import InputError
+from fedprofile.common.estimates import Interval
 from fedprofile.common.messages import Arrays
 from fedprofile.server.checkpoint import load_arrays
 from fedprofile.server.directory import ServerDirectory
 from fedprofile.server.enrolment import read_roster
+from fedprofile.server.history import read_lines
 
 if TYPE_CHECKING:
     from fedprofile.common.interactions import Value
+    from fedprofile.common.modeling.model_card import Evaluated, TenantPrivacy
 
 LARGEST_DIFFERENCE = 1e-5
 """Of a probability; above it the export is wrong and is not left behind as if it were right."""
 
 
-def export_adapter(root: Path, out: Path, base: Path | None = None) -> dict[str, Any]:
+def export_adapter(root: Path, out: Path, base: Path | None = None, licence: str | None = None) -> dict[str, Any]:
     """Write the newest global adapter as a folder.
 
     Args:
         root: The server's directory.
         out: Must not exist or be empty.
         base: Where the base model lies; None for what `server.toml` says.
+        licence: Hugging Face's name of the adapter's licence, for the model card; None states none.
 
     Returns:
         "folder", "round", "difference" (of a probability, in a fresh process), "card_hash".
 
     Raises:
-        InputError: There is no adapter yet, the base model is missing or differs, `out` is not empty, or the fresh
-            process disagrees.
+        InputError: There is no adapter yet, the base model is missing or differs, `out` is not empty, the licence is
+            no such name, or the fresh process disagrees.
     """
+    if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}", licence):
+        raise InputError(
+            f"--license '{licence}': is not a name such as apache-2.0; see the model hub's list of licences."
+        )
     # Imported late: it brings torch, transformers and PEFT.
     from fedprofile.common.features import encode_features
     from fedprofile.common.interactions import EncodedRecords, fit_texts
     from fedprofile.common.modeling.base import load_base, resolve_base
-    from fedprofile.common.modeling.export import TenantPrivacy, compare_in_fresh_process, write_adapter_folder
+    from fedprofile.common.modeling.export import compare_in_fresh_process, write_adapter_folder
     from fedprofile.common.modeling.profile_model import ProfileModel
 
     directory = ServerDirectory(root)
@@ -52,12 +62,8 @@ def export_adapter(root: Path, out: Path, base: Path | None = None) -> dict[str,
     files = resolve_base(card.base, base or settings.base)
     model = ProfileModel(card, *load_base(files))
     model.set_arrays(arrays)
-    tenants = [
-        TenantPrivacy(entry.name, PrivacyLoss(**entry.enrolled.promise.model_dump()))
-        for entry in read_roster(directory.tenants).tenants
-        if entry.enrolled is not None and entry.enrolled.card_hash == card.hash
-    ]
-    write_adapter_folder(model, out, rounds=round_number, tenants=tenants)
+    tenants, evaluated = known_tenants(directory, card, round_number), newest_evaluation(directory, round_number)
+    write_adapter_folder(model, out, rounds=round_number, tenants=tenants, evaluated=evaluated, licence=licence)
     texts, columns = probes(card)
     nothing = np.zeros(len(texts), np.int64)
     records = EncodedRecords(
@@ -75,6 +81,57 @@ def export_adapter(root: Path, out: Path, base: Path | None = None) -> dict[str,
             "expected); do not use it, and report this."
         )
     return {"folder": str(out), "round": round_number, "difference": difference, "card_hash": card.hash}
+
+
+def known_tenants(directory: ServerDirectory, card: FederationCard, round_number: int) -> list["TenantPrivacy"]:
+    """Everybody who is or was enrolled for a card, with what the model card says of each.
+
+    Args:
+        directory: The server's.
+        card: Its card.
+        round_number: The adapter's.
+
+    Returns:
+        In the roster's order.
+    """
+    from fedprofile.common.modeling.model_card import TenantPrivacy
+
+    counted = Counter(
+        name
+        for line in read_lines(directory.history)
+        if line["kind"] == "train" and line["round"] <= round_number
+        for name in line["tenants"]
+    )
+    return [
+        TenantPrivacy(
+            entry.name,
+            PrivacyLoss(**entry.enrolled.promise.model_dump()),
+            entry.enrolled.declared_users,
+            counted[entry.name],
+        )
+        for entry in read_roster(directory.tenants).tenants
+        if entry.enrolled is not None and entry.enrolled.card_hash == card.hash
+    ]
+
+
+def newest_evaluation(directory: ServerDirectory, round_number: int) -> "Evaluated | None":
+    """The newest evaluation in the history that is not of a later adapter.
+
+    Args:
+        directory: The server's.
+        round_number: The adapter's.
+
+    Returns:
+        The evaluation; None where there is none that any tenant answered.
+    """
+    from fedprofile.common.modeling.model_card import Evaluated
+
+    found = None
+    for line in read_lines(directory.history):
+        if line["kind"] == "evaluate" and line["round"] <= round_number and line["metrics"]:
+            metrics = {name: interval and Interval(**interval) for name, interval in line["metrics"].items()}
+            found = Evaluated(line["round"], len(line["tenants"]), metrics)
+    return found
 
 
 def newest_adapter(directory: ServerDirectory, card: FederationCard) -> tuple[Arrays, int]:

@@ -15,6 +15,7 @@ from flwr.common.constant import NOOP_FLWR_AID, SUPERLINK_NODE_ID, SubStatus
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import FedprofileError
 from fedprofile.common.messages import Arrays
@@ -27,10 +28,12 @@ from fedprofile.server.evaluation import EarlyStopping
 from fedprofile.server.fleet import Fleet
 from fedprofile.server.grid import FleetGrid
 from fedprofile.server.health import HealthService
-from fedprofile.server.history import cut_to
+from fedprofile.server.history import cut_to, read_lines
 from fedprofile.server.journal import DirectoryJournal, Say
 from fedprofile.server.linkstate import FederationLinkState
 from fedprofile.server.stopping import ServerStopped
+from fedprofile.server.trackers import open_tracker, usable
+from fedprofile.server.tracking import TrackedJournal
 
 HEARTBEAT = 10.0
 ROSTER_LOOK = 0.5
@@ -135,6 +138,7 @@ def serve(
         RunFailed: See `run_federation`.
     """
     card, settings = directory.card(), directory.settings()
+    tracking = usable(settings.tracking, say)
     with ExitStack() as stack:
         checkpoint = _resume(directory, card, initial_arrays)
         health = HealthService(
@@ -169,6 +173,11 @@ def serve(
         if checkpoint.round or checkpoint.evaluated:
             say(f"going on after round {checkpoint.round} of {card.training.rounds}.")
         health.set_serving(True)
+        tracker = open_tracker(tracking, directory.root, title=card.name, run="run")
+        tracked = TrackedJournal(journal, tracker, card, lambda: _promises(roster), say)
+        stack.callback(tracked.close)
+        # Every start is a run of its own that holds all rounds so far.
+        tracked.replay(read_lines(directory.history))
         grid = FleetGrid(fleet.state, entry.run, stopped, settings.patience)
         completed, ending = False, "failed"
         try:
@@ -177,7 +186,7 @@ def serve(
                 card,
                 roster.members,
                 checkpoint=checkpoint,
-                journal=journal,
+                journal=tracked,
                 stopped=stopped,
                 late=settings.patience,
             )
@@ -194,6 +203,14 @@ def serve(
             health.set_serving(False)
             entry.end(completed)
             journal.end(ending)
+
+
+def _promises(roster: LiveRoster) -> dict[str, PrivacyLoss]:
+    return {
+        entry.name: PrivacyLoss(**entry.enrolled.promise.model_dump())
+        for entry in roster.entries()
+        if entry.enrolled is not None
+    }
 
 
 def _resume(directory: ServerDirectory, card: FederationCard, initial_arrays: Arrays | None) -> Checkpoint:

@@ -19,6 +19,10 @@ health_port = {health_port}        # standard gRPC health service (grpc.health.v
 max_body_mib = 64         # largest request from a tenant
 patience = 20.0           # seconds for which a round, and the final delivery, wait for a tenant that has left
 # base = "/models/base"   # the base model's folder, when it is neither the embedded package nor on the hub
+
+# [tracking]               # what history.jsonl holds, to look at; files only, nothing is sent
+# kind = "tensorboard"     # or "mlflow", "wandb" (offline), "none"; all but "none" are extras to install
+# folder = "tracking"      # within this directory, or an absolute path
 """
 
 _FEDERATION = """\

@@ -84,6 +84,10 @@ def resampled(records: Records, split: Split, weights: Draws) -> dict[str, Draws
             return _binary(records, split, weights)
         if records.kind == "multiclass":
             return _multiclass(records, split, weights)
+        if records.values:
+            ones = np.ones(len(records.user))
+            total, *sums = _sums(split.codes, len(split.names), [ones, *records.values.values()], weights)
+            return {name: values / total for name, values in zip(records.values, sums, strict=True)}
         error = records.decided - records.truth
         total, absolute, square, signed = _sums(
             split.codes, len(split.names), [np.ones_like(error), np.abs(error), error**2, error], weights

@@ -8,24 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import (
-    accuracy_score,
-    log_loss,
-    mean_absolute_error,
-    roc_auc_score,
-    roc_curve,
-    root_mean_squared_error,
-)
 
 from fedprofile.common.card import FederationCard
-from fedprofile.common.classification_tables import recall_name
 from fedprofile.common.errors import ConfigError
-from fedprofile.common.tasks import BinaryTask, Labels, RegressionTask, TaskSpec
+from fedprofile.common.tasks import MultilabelTask, RankingTask, RegressionTask
 from fedprofile.simulations.arms import ArmResult
+from fedprofile.simulations.exact_metrics import record_values
 from fedprofile.simulations.experiment import Cell
 from fedprofile.simulations.federation import SimulatedTenant
 from fedprofile.simulations.people import Part, personal_losses
-from fedprofile.simulations.predictions import GROUP_PREFIX, GroupThresholds
+from fedprofile.simulations.predictions import GROUP_PREFIX, VALUE_PREFIX, GroupThresholds
 from fedprofile.simulations.small_counts import safe_count, safe_counts
 from fedprofile.simulations.tenants import TenantExamples, people_at_several
 from fedprofile.simulations.thresholds import fit_thresholds
@@ -53,55 +45,6 @@ class PreparedCell:
     everybody: SimulatedTenant | None = field(default=None, repr=False)
 
 
-def exact_metrics(scores: NDArray[np.floating], labels: Labels, task: TaskSpec) -> dict[str, float | int | None]:
-    """Metrics over evaluation users whose labels are known. NOT private.
-
-    Args:
-        scores: [n, outputs].
-        labels: True labels; see `TaskSpec.as_array`.
-        task: The card's.
-
-    Returns:
-        Accuracy, log loss and, for two labels, the area under the ROC curve, and recall at the card's false-positive
-        rate where it names one; for a regression the mean absolute and
-        the root mean squared error, of targets clipped to the range. None where they have no meaning.
-    """
-    if isinstance(task, RegressionTask):
-        return {"records": len(labels), **_errors(task.in_unit(scores[:, 0]), task.in_unit(labels))}
-    found = _classified(scores, labels)
-    if isinstance(task, BinaryTask) and task.false_positive_rate is not None:
-        found[recall_name(task.false_positive_rate)] = _recall_at(task.false_positive_rate, scores[:, 1], labels)
-    return {"records": len(labels), **found}
-
-
-def _recall_at(rate: float, scores: NDArray[np.floating], labels: Labels) -> float | None:
-    if len(np.unique(labels)) < 2:
-        return None
-    false_positives, true_positives, _ = roc_curve(labels, scores)
-    return float(np.interp(rate, false_positives, true_positives))
-
-
-def _errors(predicted: NDArray[np.float64], target: NDArray[np.float64]) -> dict[str, float | None]:
-    if not len(target):
-        return {"mean_absolute_error": None, "root_mean_squared_error": None}
-    return {
-        "mean_absolute_error": float(mean_absolute_error(target, predicted)),
-        "root_mean_squared_error": float(root_mean_squared_error(target, predicted)),
-    }
-
-
-def _classified(probabilities: NDArray[np.floating], labels: Labels) -> dict[str, float | None]:
-    if not len(labels):
-        return {"accuracy": None, "log_loss": None, "auc": None}
-    kinds = range(probabilities.shape[1])
-    both = probabilities.shape[1] == 2 and len(np.unique(labels)) == 2
-    return {
-        "accuracy": float(accuracy_score(labels, probabilities.argmax(axis=1))),
-        "log_loss": float(log_loss(labels, probabilities, labels=list(kinds))),
-        "auc": float(roc_auc_score(labels, probabilities[:, 1])) if both else None,
-    }
-
-
 def predictions(
     prepared: PreparedCell,
     scores: Sequence[NDArray[np.float64]],
@@ -125,10 +68,13 @@ def predictions(
     task = prepared.card.task
     for tenant, of, own in zip(prepared.tenants, groups, scores, strict=True):
         records = tenant.records.evaluation
-        users = [records.users[place] for place in records.user]
+        users = [records.users[place] for place in records.user[:: task.rows_per_record]]
         frame = pd.DataFrame({"tenant": tenant.name, "user": [numbers[user] for user in users]})
         if isinstance(task, RegressionTask):
             frame["target"], frame["prediction"] = task.in_unit(records.labels), task.in_unit(own[:, 0])
+        elif isinstance(task, MultilabelTask | RankingTask):
+            for name, values in record_values(task, own, records.labels).items():
+                frame[f"{VALUE_PREFIX}{name}"] = values
         else:
             frame["label"] = records.labels
             names = [f"p{number}" for number in range(own.shape[1])]
@@ -190,14 +136,16 @@ def people(prepared: PreparedCell, result: ArmResult) -> list[dict[str, Any]]:
 def picture(prepared: PreparedCell) -> dict[str, Any]:
     """How many users of each label and each group value are at each tenant, without small counts.
 
-    A user's label is that of the first row; of a regression, the quarter of the range that it lies in.
+    A user's label is that of the first row; of a regression, the quarter of the range that it lies in; of a ranking,
+    that there is one, for a catalogue is too long to be drawn.
     """
     task = prepared.card.task
     labels: dict[str, Counter[str]] = {}
     groups: dict[str, dict[str, Counter[str]]] = {}
     for tenant in prepared.examples:
         first = {example.user: example.label for example in reversed(tenant.examples) if example.label >= 0}
-        labels[tenant.name] = Counter(task.name_of(label) for label in first.values())
+        ranked = isinstance(task, RankingTask)
+        labels[tenant.name] = Counter(task.name_of(1 if ranked else label) for label in first.values())
         for values in tenant.groups.values():
             for name, value in values.items():
                 groups.setdefault(name, {}).setdefault(tenant.name, Counter())[value] += 1

@@ -5,6 +5,7 @@ with the same number of threads, bit for bit, whether the experiment was stopped
 """
 
 import hashlib
+import logging
 import resource
 import tempfile
 import time
@@ -19,22 +20,25 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.adapters import arrays_hash
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.messages import Arrays
-from fedprofile.server.app import NoJournal
+from fedprofile.server.app import Journal, NoJournal
 from fedprofile.server.checkpoint import Checkpoint
 from fedprofile.server.history import RoundRecord, metrics_as_dict
+from fedprofile.server.trackers import NoTracker, Tracker, open_tracker
+from fedprofile.server.tracking import TrackedJournal
 from fedprofile.simulations.arms import ArmResult, pooled, run_alone
 from fedprofile.simulations.cell_results import (
     PreparedCell,
-    exact_metrics,
     people,
     picture,
     predictions,
     thresholds,
 )
+from fedprofile.simulations.exact_metrics import exact_metrics
 from fedprofile.simulations.experiment import Cell, DataSpec, EngineSpec, Experiment
 from fedprofile.simulations.federation import run_in_process
 from fedprofile.simulations.known_population import bayes_probability, known_population
@@ -67,10 +71,13 @@ class CellRunner:
     Args:
         experiment: Whose cells.
         cache_folder: Where activations are mapped; in memory where there is none.
+        results: What the folder of `[tracking]` is relative to; nothing is tracked where there is none.
     """
 
-    def __init__(self, experiment: Experiment, cache_folder: Path | None = None) -> None:
-        self._experiment, self.engine = experiment, experiment.engine
+    def __init__(
+        self, experiment: Experiment, cache_folder: Path | None = None, *, results: Path | None = None
+    ) -> None:
+        self._experiment, self.engine, self._results = experiment, experiment.engine, results
         self._scenario = read_scenario(experiment.data)
         self._users: list[TenantExamples] = []
         mib = self.engine.cache_mib
@@ -138,7 +145,11 @@ class CellRunner:
         ready = time.monotonic()
         self.fill(prepared)
         filled = time.monotonic()
-        result = self._trained(prepared, on_round)
+        journal = self._journal(prepared, on_round)
+        try:
+            result = self._trained(prepared, journal)
+        finally:
+            journal.close()
         over = time.monotonic()
         timing = {
             "prepare_s": ready - started,
@@ -159,10 +170,23 @@ class CellRunner:
         }
         return CellOutcome(found, predictions(prepared, scores, self._people(), self._truth()))
 
-    def _trained(self, prepared: PreparedCell, on_round: OnRound) -> ArmResult:
+    def _journal(self, prepared: PreparedCell, on_round: OnRound) -> TrackedJournal:
+        cell, card = prepared.cell, prepared.card
+        tenants = prepared.tenants if prepared.everybody is None else [prepared.everybody]
+        promises = {
+            tenant.name: PrivacyLoss(tenant.settings.run.epsilon, tenant.settings.run_delta)
+            for tenant in (tenants if cell.noise else ())
+        }
+        tracker: Tracker = NoTracker()
+        if self._results is not None:
+            spec = self._experiment.tracking
+            tracker = open_tracker(spec, self._results, title=self._experiment.name, run=cell.name)
+        say = logging.getLogger(__name__).warning
+        return TrackedJournal(_Rounds(card.training.rounds, on_round), tracker, card, lambda: promises, say)
+
+    def _trained(self, prepared: PreparedCell, journal: Journal) -> ArmResult:
         cell = prepared.cell
         model, cache = self.base(prepared.card).model(prepared.card)
-        journal = _Rounds(prepared.card.training.rounds, on_round)
         if self.engine.kind == "ray":
             # Imported late: Ray is an extra.
             from fedprofile.simulations.ray_engine import run_on_ray

@@ -162,7 +162,7 @@ class CohortTrainer:
 
     def _sums(self, stacked: StackedAdapters, jobs: Sequence[TrainingJob]) -> torch.Tensor:
         """Of each job the sum of its sampled users' clipped gradients, float64 [K, size]."""
-        sample = _draw(jobs)
+        sample = _draw(jobs, self._model.card.task.rows_per_record)
         clip = torch.tensor([job.settings.clip_norm for job in jobs], dtype=torch.float64, device=self._model.device)
         total = torch.zeros((len(jobs), stacked.size), dtype=torch.float64, device=self._model.device)
         user = sample.records.user
@@ -284,14 +284,14 @@ def _shared(jobs: Sequence[TrainingJob]) -> TrainingSettings:
     return first
 
 
-def _draw(jobs: Sequence[TrainingJob]) -> _Sample:
-    """Who enters a step with which records: the draws of `PrivateTrainer`, from each job's own source."""
+def _draw(jobs: Sequence[TrainingJob], rows: int) -> _Sample:
+    """Who enters a step with which records, of so many rows each: the draws of `PrivateTrainer`, of each job's own."""
     taken: list[EncodedRecords] = []
     users_before = 0
     for job in jobs:
         records, settings = job.records, job.settings
         sampled = sample_users(len(records.users), settings.rates(records), job.randomness)
-        places = choose_records(records.user, sampled, settings.records_per_user, job.randomness)
+        places = choose_records(records.user, sampled, settings.records_per_user, job.randomness, rows)
         some = take_records(records, places).with_views(settings.views)
         taken.append(replace(some, user=some.user + users_before))
         users_before += len(records.users)

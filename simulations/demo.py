@@ -155,12 +155,13 @@ def _show(console: Console, summary: dict[str, Any], predictions: list[dict[str,
         table.add_row(tenant["name"], *map(str, (*numbers, *rest)))
     console.print(table)
     console.print("declared: users; epsilon: unit=user, adjacency=add-or-remove-one, model=local, accountant=prv")
-    for name in ("auc", "accuracy"):
+    for name in dict.fromkeys(("auc", "accuracy", headline(task))):
         if name in summary["metrics"]:
             console.print(f"{name} from the noised tables: {_interval(summary['metrics'][name])}")
     exact = summary["exact_metrics"]
     name = headline(task)
-    console.print(f"exact {name} over {exact['users']} evaluation users (NOT private: a rehearsal): {exact[name]:.3f}")
+    value = "too few users to say" if exact[name] is None else f"{exact[name]:.3f}"
+    console.print(f"exact {name} over {exact['users']} evaluation users (NOT private: a rehearsal): {value}")
     for name, values in summary["comparison"].items():
         console.print(f"  {name}: exact auc {values['auc']:.3f}")
     for prediction in predictions:

@@ -7,6 +7,7 @@
     [tenant]       sections of the scenario's tenant file, the same
     [mitigation]   what is done for those whom the federation serves worse
     [engine]       what it runs on; changes no result beyond floating-point rounding
+    [tracking]     whether TensorBoard, MLflow or Weights & Biases get each cell's rounds; changes no result
     [sweep]        a list for each setting that is varied; the experiment's cells are all combinations
     [[also]]       more of the same: another table of lists, whose combinations are cells as well
 
@@ -28,6 +29,7 @@ from pydantic import Field
 
 from fedprofile.common.config import Frozen, load_toml, validate
 from fedprofile.common.errors import ConfigError
+from fedprofile.server.trackers import TrackingSpec
 from fedprofile.simulations.mitigations import MitigationSpec
 
 Values = Annotated[list[Any], Field(min_length=1)]
@@ -104,6 +106,7 @@ class Experiment(Frozen):
     tenant: dict[str, dict[str, Any]] = Field(default_factory=dict)
     mitigation: MitigationSpec = MitigationSpec()
     engine: EngineSpec = EngineSpec()
+    tracking: TrackingSpec = TrackingSpec()
     sweep: dict[str, Values] = Field(default_factory=dict)
     also: list[dict[str, Values]] = Field(default_factory=list)
 

@@ -101,6 +101,13 @@ def _mean_error(records: Records, rows: Rows) -> float:
     return float(np.mean(records.decided[rows] - records.truth[rows]))
 
 
+def _mean_of(name: str) -> Callable[[Records, Rows], float]:
+    def mean(records: Records, rows: Rows) -> float:
+        return float(np.mean(records.values[name][rows]))
+
+    return mean
+
+
 METRICS: dict[Kind, tuple[Metric, ...]] = {
     "binary": (
         Metric("auc", _auc, "lowest", needs=(0, 1)),
@@ -117,6 +124,11 @@ METRICS: dict[Kind, tuple[Metric, ...]] = {
         Metric("macro_f1", _macro_f1, "lowest"),
         Metric("log_loss", _log_loss, "highest", high=np.inf),
     ),
+    "multilabel": (
+        *(Metric(name, _mean_of(name), "lowest") for name in ("label_precision", "label_accuracy", "f1")),
+        Metric("log_loss", _mean_of("log_loss"), "highest", high=np.inf),
+    ),
+    "ranking": tuple(Metric(name, _mean_of(name), "lowest") for name in ("ndcg", "hit_rate", "mean_reciprocal_rank")),
     "regression": (
         Metric("mean_absolute_error", _mean_absolute_error, "highest", high=np.inf),
         Metric("mean_squared_error", _mean_squared_error, "highest", high=np.inf),

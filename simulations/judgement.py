@@ -11,9 +11,10 @@ import numpy as np
 from fedprofile.client.ledger import Ledger
 from fedprofile.client.sources import read_examples
 from fedprofile.common.adapters import read_arrays
+from fedprofile.common.candidates import as_questions
 from fedprofile.common.interactions import encode
-from fedprofile.simulations.cell_results import exact_metrics
 from fedprofile.simulations.comparison import Comparison
+from fedprofile.simulations.exact_metrics import exact_metrics
 from fedprofile.simulations.rehearsal import Rehearsal
 from fedprofile.simulations.shared_base import SharedBase
 from fedprofile.simulations.tenants import TenantExamples
@@ -28,7 +29,7 @@ class Judgement:
     """The result of `judge`.
 
     Args:
-        exact: Over all tenants' evaluation users; see `fedprofile.simulations.cell_results.exact_metrics`.
+        exact: Over all tenants' evaluation users; see `fedprofile.simulations.exact_metrics`.
         users: How many evaluation users.
         predictions: A few, with text and columns as the model has them; of generated or public data.
         comparison: Name -> {"auc"} of what else was possible; empty where it was not asked for.
@@ -61,14 +62,15 @@ def judge(rehearsal: Rehearsal, *, seed: int, compare: bool) -> Judgement:
     scores = np.concatenate([model.predict(part, cache) for part in evaluation])
     exact = exact_metrics(scores, np.concatenate([part.labels for part in evaluation]), card.task)
     few = [example for example in tenants[0].examples if tenants[0].evaluation_user(example.user)][:PREDICTIONS]
-    records = encode(few, card, base.tokenizer)
+    records = encode(as_questions(few, card.task), card, base.tokenizer)
+    asked = records.tokens[:: max(1, len(records) // max(1, len(few)))]
     predictions = [
         {
             "text": base.tokenizer.decode(ids, skip_special_tokens=True),
             "columns": {feature.name: example.row[feature.name] for feature in card.features.all},
             "probabilities": {label: round(float(p), 3) for label, p in zip(card.task.outputs, row, strict=True)},
         }
-        for example, ids, row in zip(few, records.tokens, model.predict(records, cache), strict=True)
+        for example, ids, row in zip(few, asked, model.predict(records, cache).reshape(len(few), -1), strict=True)
     ]
     comparison = {}
     if compare:

@@ -5,6 +5,8 @@ A frame has one row for each evaluation record:
     tenant          whose record it is
     user            a number, not an id; the same person has the same number in every cell
     label, p0, p1.. the true label and the probability of each; or target and prediction for a regression
+    value:METRIC    instead of these for a ranking and for labels that do not exclude one another: what the record is
+                    worth by a metric that is a mean over records; see `fedprofile.simulations.exact_metrics`
     group:NAME      one column for each group column; never seen by the model
 """
 
@@ -18,9 +20,10 @@ from numpy.typing import NDArray
 
 from fedprofile.common.errors import ConfigError, DataError
 
-Kind = Literal["binary", "multiclass", "regression"]
+Kind = Literal["binary", "multiclass", "multilabel", "regression", "ranking"]
 
 GROUP_PREFIX = "group:"
+VALUE_PREFIX = "value:"
 THRESHOLD = 0.5
 
 
@@ -103,8 +106,10 @@ class Records:
         user: int64 [n].
         truth: Labels, int64 [n]; targets, float64 [n], for a regression.
         decided: Labels, int64 [n]; predictions, float64 [n], for a regression.
-        probabilities: float64 [n, labels], rows that add up to 1; [n, 0] for a regression.
+        probabilities: float64 [n, labels], rows that add up to 1; [n, 0] for all other kinds.
         groups: Group column, without the prefix -> values, [n].
+        values: Metric, without the prefix -> what each record is worth by it, float64 [n]; nothing where the kind has
+            truth and decisions, which are zeros where it has not.
     """
 
     kind: Kind
@@ -114,6 +119,7 @@ class Records:
     decided: NDArray[np.int64] | NDArray[np.float64]
     probabilities: NDArray[np.float64]
     groups: dict[str, NDArray[np.str_]]
+    values: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, cell: CellPredictions) -> "Records":
@@ -125,8 +131,12 @@ class Records:
         """
         frame = cell.frame
         scores = [name for name in frame.columns if name[:1] == "p" and name[1:].isdigit()]
+        valued = [name for name in frame.columns if name.startswith(VALUE_PREFIX)]
         kind: Kind = "regression" if not scores else "binary" if len(scores) == 2 else "multiclass"
-        _require(frame, ["tenant", "user", *(("target", "prediction") if not scores else ("label",))])
+        if valued:
+            kind = "ranking" if f"{VALUE_PREFIX}ndcg" in valued else "multilabel"
+        needed = valued or (["label"] if scores else ["target", "prediction"])
+        _require(frame, ["tenant", "user", *needed])
         if frame.empty:
             raise DataError("predictions: hold no evaluation record; expected one row for each.")
         groups = {
@@ -135,6 +145,14 @@ class Records:
             if name.startswith(GROUP_PREFIX)
         }
         tenant, user = frame["tenant"].to_numpy(dtype=np.str_), frame["user"].to_numpy(dtype=np.int64)
+        if valued:
+            if cell.thresholds is not None:
+                raise ConfigError(f"thresholds: belong to a binary task; this one is {kind}.")
+            values = {name.removeprefix(VALUE_PREFIX): frame[name].to_numpy(dtype=np.float64) for name in valued}
+            if not all(np.isfinite(of).all() for of in values.values()):
+                raise DataError("predictions: a record's value is not a finite number.")
+            nothing = np.zeros(len(frame), dtype=np.int64)
+            return cls(kind, tenant, user, nothing, nothing, np.zeros((len(frame), 0)), groups, values)
         if kind == "regression":
             target, prediction = (frame[name].to_numpy(dtype=np.float64) for name in ("target", "prediction"))
             if cell.thresholds is not None:
@@ -170,7 +188,7 @@ def _require(frame: pd.DataFrame, names: list[str]) -> None:
     if missing:
         raise DataError(
             f"predictions: column(s) {', '.join(missing)} missing; expected tenant, user, label, p0, p1, ... and "
-            f"{GROUP_PREFIX}NAME, or target and prediction for a regression."
+            f"{GROUP_PREFIX}NAME, target and prediction for a regression, or {VALUE_PREFIX}METRIC for other kinds."
         )
     groups = [name for name in frame.columns if name.startswith(GROUP_PREFIX)]
     if frame[[*names, *groups]].isna().any(axis=None):

@@ -4,7 +4,7 @@ The cards stand in `configs/scenarios/`. What reads the data is the same code th
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from fedprofile.common.card import FederationCard, load_card
 from fedprofile.common.config import validate
 from fedprofile.common.errors import ConfigError
+from fedprofile.common.tasks import RankingTask
 from fedprofile.common.tenant import TenantFile, load_tenant_file
 from fedprofile.simulations.clinics import CLINICS, write_clinic
 from fedprofile.simulations.datasets import DATASETS, load_dataset
@@ -127,7 +128,12 @@ def load_scenario(
         ScenarioTenant(tenant.name, rounded(tenant.users), tenant.write)
         for tenant in load_dataset(name, data_dir, options)
     )
-    return _with_configs(DATASETS[name].scenario_of(options or {}), tenants)
+    adapter = DATASETS[name]
+    scenario = _with_configs(adapter.scenario_of(options or {}), tenants)
+    if isinstance(scenario.card.task, RankingTask) and adapter.catalogue is not None:
+        card = changed(scenario.card, task={"candidates": adapter.catalogue(data_dir)})
+        scenario = replace(scenario, card=card)
+    return scenario
 
 
 def _generated(name: str, seed: int, options: Mapping[str, Any]) -> tuple[ScenarioTenant, ...]:

@@ -4,6 +4,7 @@ OUT/experiment.json           what was asked for; `--resume` goes on with the sa
 OUT/cells/NAME.json           one finished cell
 OUT/cells.parquet             one row for each finished cell
 OUT/report.html, report.md    what came out, for people; and every number of it in results.parquet
+OUT/tracking/                 each cell's rounds for TensorBoard, MLflow or Weights & Biases, as `[tracking]` says
 OUT/predictions/, OUT/cache/  each record's prediction, and activations of the frozen layers: personal data, deleted
                               when the experiment is over
 """
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedprofile.common.errors import ConfigError
+from fedprofile.server.trackers import usable
 from fedprofile.simulations.analysis import check_conditions, write_analysis
 from fedprofile.simulations.audit.shown import read_audit
 from fedprofile.simulations.cells import CellOutcome, CellRunner, check_cell, read_scenario
@@ -68,12 +70,13 @@ def run_experiment(
         if cell.arm != "federated" and experiment.engine.kind == "ray":
             raise ConfigError(f"arm='{cell.arm}' with engine 'ray': runs in process only; leave --engine out.")
     check_conditions(cells, scenario)
+    console = Console(stderr=json_output, soft_wrap=True)
+    tracked = experiment.model_copy(update={"tracking": usable(experiment.tracking, console.print)})
     _open(root, experiment)
     analysed = (root / "results.parquet").is_file()
     waiting = [
         cell for cell in cells if not (_file(root, cell).is_file() and (analysed or _predictions(root, cell).is_file()))
     ]
-    console = Console(stderr=json_output, soft_wrap=True)
     console.print(
         f"Experiment '{experiment.name}': {len(cells)} cells, {len(waiting)} to run, in {root}. A simulation on real "
         "data is outside every ledger: its exact figures are not private."
@@ -81,12 +84,17 @@ def run_experiment(
     progress = _Progress(console, len(cells), len(cells) - len(waiting))
     try:
         with progress:
-            for cell, outcome in _outcomes(experiment, waiting, root, jobs, progress):
+            for cell, outcome in _outcomes(tracked, waiting, root, jobs, progress):
                 outcome.predictions.to_parquet(_predictions(root, cell), index=False)
                 result = {"experiment": experiment.name, **outcome.result}
                 _write(_file(root, cell), json.dumps(result, indent=1) + "\n")
                 progress.done(cell, outcome.result)
-    except KeyboardInterrupt:
+        if not analysed:
+            found = [json.loads(_file(root, cell).read_text(encoding="utf-8")) for cell in cells]
+            frames = [pd.read_parquet(_predictions(root, cell)) for cell in cells]
+            write_analysis(experiment, list(zip(cells, found, frames, strict=True)), root, command, shown)
+    except BaseException:
+        # Whatever it was, a person has to know that personal data is left for `--resume`.
         done = sum(_file(root, cell).is_file() for cell in cells)
         console.print(
             f"\nstopped; {done} of {len(cells)} cells are done. Go on with the same command and "
@@ -95,10 +103,6 @@ def run_experiment(
         raise
     finally:
         _write_table(root, cells)
-    if not analysed:
-        found = [json.loads(_file(root, cell).read_text(encoding="utf-8")) for cell in cells]
-        frames = [pd.read_parquet(_predictions(root, cell)) for cell in cells]
-        write_analysis(experiment, list(zip(cells, found, frames, strict=True)), root, command, shown)
     for personal in ("cache", "predictions"):
         shutil.rmtree(root / personal, ignore_errors=True)
     console.print(f"All cells are done: {root}/report.html, report.md, results.parquet and cells.parquet.")
@@ -134,7 +138,7 @@ def _outcomes(
     experiment: Experiment, cells: Sequence[Cell], root: Path, jobs: int, progress: "_Progress"
 ) -> Iterator[tuple[Cell, CellOutcome]]:
     """Each cell with what it came to, as it is done."""
-    runner = CellRunner(experiment, root / "cache")
+    runner = CellRunner(experiment, root / "cache", results=root)
     if jobs == 1 or len(cells) < 2:
         for cell in cells:
             progress.start(cell)
@@ -146,7 +150,7 @@ def _outcomes(
     del runner
     threads = max(1, torch.get_num_threads() // jobs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _begin_process, (experiment, root / "cache", threads)) as pool:
+    with ProcessPoolExecutor(jobs, context, _begin_process, (experiment, root, threads)) as pool:
         futures = {pool.submit(_run_in_process, cell): cell for cell in cells}
         try:
             for future in as_completed(futures):
@@ -160,10 +164,10 @@ _runner: CellRunner | None = None
 """Of a process of `--jobs`."""
 
 
-def _begin_process(experiment: Experiment, cache: Path, threads: int) -> None:
+def _begin_process(experiment: Experiment, root: Path, threads: int) -> None:
     global _runner
     torch.set_num_threads(threads)
-    _runner = CellRunner(experiment, cache)
+    _runner = CellRunner(experiment, root / "cache", results=root)
 
 
 def _run_in_process(cell: Cell) -> CellOutcome:

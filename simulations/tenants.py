@@ -17,10 +17,11 @@ from fedprofile.client.cells import read_text, read_user
 from fedprofile.client.sampling import is_evaluation_user, split_records
 from fedprofile.client.sources import read_examples
 from fedprofile.client.tables import read_rows
+from fedprofile.common.candidates import encode_records
 from fedprofile.common.card import FederationCard
 from fedprofile.common.config import validate
 from fedprofile.common.errors import DataError
-from fedprofile.common.interactions import Example, encode
+from fedprofile.common.interactions import Example
 from fedprofile.common.tenant import TenantFile
 from fedprofile.simulations.federation import SimulatedTenant
 from fedprofile.simulations.randomness import split_key
@@ -50,7 +51,7 @@ class TenantExamples:
 
     def encoded(self, card: FederationCard, tokenizer: PreTrainedTokenizerBase) -> SimulatedTenant:
         """The tenant's records as a card's model takes them."""
-        records = encode(self.examples, card, tokenizer)
+        records = encode_records(self.examples, card, tokenizer)
         return SimulatedTenant(self.name, self.settings, split_records(records, self.evaluation_user))
 
     def with_settings(self, sections: Mapping[str, Mapping[str, Any]]) -> "TenantExamples":

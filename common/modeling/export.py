@@ -3,7 +3,8 @@
     adapter_config.json, adapter_model.safetensors   PEFT's own, over AutoModel; not there where only a head is trained
     head.safetensors                                 weight [labels, hidden + features], bias [labels]
     head.json                                        what the head's inputs are, and everything needed to compute them
-    tokenizer files, README.md, load_adapter.py      the last reads the folder in a few plain lines
+    tokenizer files, load_adapter.py                 the last reads the folder in a few plain lines
+    README.md                                        the model card, see `model_card`
 
 The card's `text_scale` is folded into the head's weight, so that a reader needs no factor. The base is named by its
 public id. Names that are missing or unknown are errors when a folder is read back: PEFT alone would load an adapter
@@ -17,41 +18,36 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from peft import PeftModel, get_peft_model_state_dict
 
-from fedprofile.common.accounting import PrivacyLoss
 from fedprofile.common.adapters import AdapterError, Arrays, check_arrays, read_arrays, write_arrays
 from fedprofile.common.errors import InputError
 from fedprofile.common.interactions import EncodedRecords, Value
+from fedprofile.common.modeling.model_card import Evaluated, TenantPrivacy, model_card
 from fedprofile.common.modeling.profile_model import HEAD_BIAS, HEAD_WEIGHT, ProfileModel
-from fedprofile.common.tasks import RegressionTask
+from fedprofile.common.tasks import RankingTask, RegressionTask
 
 FORMAT = "fedprofile-head/1"
 HEAD_JSON = "head.json"
 HEAD_FILE = "head.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 LOADER_FILE = "load_adapter.py"
+CARD_FILE = "README.md"
 
 
-@dataclass(frozen=True)
-class TenantPrivacy:
-    """A tenant's line in the model card.
-
-    Args:
-        tenant: Its name in the federation.
-        promise: What it promised its users.
-    """
-
-    tenant: str
-    promise: PrivacyLoss
-
-
-def write_adapter_folder(model: ProfileModel, out: Path, *, rounds: int, tenants: Sequence[TenantPrivacy]) -> None:
+def write_adapter_folder(
+    model: ProfileModel,
+    out: Path,
+    *,
+    rounds: int,
+    tenants: Sequence[TenantPrivacy],
+    evaluated: Evaluated | None = None,
+    licence: str | None = None,
+) -> None:
     """Write the folder as one step.
 
     Args:
@@ -59,6 +55,8 @@ def write_adapter_folder(model: ProfileModel, out: Path, *, rounds: int, tenants
         out: Must not exist or be empty.
         rounds: After which the adapter was taken.
         tenants: For the model card.
+        evaluated: For the model card.
+        licence: For the model card.
 
     Raises:
         InputError: `out` is not empty, or cannot be written.
@@ -68,7 +66,12 @@ def write_adapter_folder(model: ProfileModel, out: Path, *, rounds: int, tenants
     beside = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
     try:
         beside.mkdir(parents=True)
-        _write(model, beside, rounds, tenants)
+        _write(model, beside)
+        adapter = not model.caches_pooled
+        text = model_card(
+            model.card, adapter=adapter, rounds=rounds, tenants=tenants, evaluated=evaluated, licence=licence
+        )
+        (beside / CARD_FILE).write_text(text, encoding="utf-8")
         beside.replace(out)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}).") from error
@@ -145,13 +148,13 @@ def compare_in_fresh_process(
         raise AdapterError(f"{folder}: the exported loader fails: {(ran.stderr.strip().splitlines() or ['?'])[-1]}")
     printed = [json.loads(line) for line in ran.stdout.splitlines()]
     task, expected = model.card.task, model.predict(records)
-    found = np.array([[row[output] for output in task.outputs] for row in printed])
+    found = np.array([[row[name] for name in task.logit_names] for row in printed])
     if isinstance(task, RegressionTask):
         found, expected = found / task.width, task.in_unit(expected) / task.width
     return float(np.abs(found - expected).max(initial=0.0))
 
 
-def _write(model: ProfileModel, folder: Path, rounds: int, tenants: Sequence[TenantPrivacy]) -> None:
+def _write(model: ProfileModel, folder: Path) -> None:
     if isinstance(model.encoder, PeftModel):
         # Without the argument PEFT asks the hub whether the base's vocabulary has grown.
         model.encoder.save_pretrained(str(folder), save_embedding_layers=False)
@@ -163,7 +166,6 @@ def _write(model: ProfileModel, folder: Path, rounds: int, tenants: Sequence[Ten
     (folder / HEAD_JSON).write_text(text + "\n", encoding="utf-8")
     loader = Path(__file__).with_name("plain_loader.py").read_text(encoding="utf-8")
     (folder / LOADER_FILE).write_text(loader, encoding="utf-8")
-    (folder / "README.md").write_text(_model_card(model, rounds, tenants), encoding="utf-8")
 
 
 def head_description(model: ProfileModel) -> dict[str, Any]:
@@ -174,7 +176,8 @@ def head_description(model: ProfileModel) -> dict[str, Any]:
         "federation": card.name,
         "card": card.hash,
         "task": card.task.kind,
-        "labels": list(card.task.outputs),
+        "labels": list(card.task.logit_names),
+        "candidates": list(card.task.candidates) if isinstance(card.task, RankingTask) else None,
         "range": [card.task.low, card.task.high] if isinstance(card.task, RegressionTask) else None,
         "adapter": not model.caches_pooled,
         "base": card.base.model_dump(),
@@ -211,33 +214,3 @@ def _scaled_head(model: ProfileModel, weight: Any, factor: float) -> Any:
     scaled = np.array(weight, dtype=weight.dtype)
     scaled[:, : model.hidden_size] *= np.float32(factor)
     return scaled
-
-
-def _model_card(model: ProfileModel, rounds: int, tenants: Sequence[TenantPrivacy]) -> str:
-    card = model.card
-    lines = [f"| {line.tenant} | {line.promise} |" for line in tenants]
-    adapter = "LoRA adapter and a linear head" if not model.caches_pooled else "linear head"
-    return "\n".join(
-        [
-            "---",
-            f"base_model: {card.base.id}",
-            *(["library_name: peft"] if not model.caches_pooled else []),
-            "---",
-            f"# {card.name}",
-            "",
-            f"A {adapter} over `{card.base.id}` (revision `{card.base.revision}`), trained in {rounds} rounds of "
-            f"federated learning to predict {', '.join(card.task.outputs)}. Federation card `{card.hash}`.",
-            "",
-            f"`{LOADER_FILE}` shows how to predict; `{HEAD_JSON}` describes the head's inputs.",
-            "",
-            "## Privacy",
-            "",
-            "Each tenant added the noise itself, before anything left it. A person who is at several tenants has the",
-            "composition of their promises.",
-            "",
-            "| tenant | promise for each user, training and evaluation together |",
-            "|---|---|",
-            *lines,
-            "",
-        ]
-    )

@@ -13,7 +13,7 @@ from types import MethodType
 import torch
 from torch import nn
 
-from fedprofile.common.tasks import RegressionTask, TaskSpec
+from fedprofile.common.tasks import MultilabelTask, RankingTask, RegressionTask, TaskSpec
 
 MIDDLE = 0.5
 """Of a regression's range. Its logit is the distance from there, so that a head of zeros predicts the middle."""
@@ -49,24 +49,28 @@ def scores(logits: torch.Tensor, task: TaskSpec) -> torch.Tensor:
     """What the logits say, in float64.
 
     Args:
-        logits: [n, outputs].
+        logits: [n, logits].
         task: The card's.
 
     Returns:
-        [n, outputs]: probabilities of the labels, which sum to 1 in each row; or the predicted target as a share of
-        the public range, in [0, 1] and not a number where the logit is none.
+        [n, logits]: probabilities of the labels, which sum to 1 in each row where one label excludes the others; of a
+        candidate, how likely it is the chosen one among those that it was trained beside; or the predicted target as
+        a share of the public range, in [0, 1] and not a number where the logit is none.
     """
     wide = logits.double()
     if isinstance(task, RegressionTask):
         return (wide + MIDDLE).clamp(0.0, 1.0)
+    if isinstance(task, MultilabelTask | RankingTask):
+        return torch.sigmoid(wide)
     return torch.softmax(wide, dim=1)
 
 
 def summed_loss(logits: torch.Tensor, labels: torch.Tensor, task: TaskSpec) -> torch.Tensor:
     """The loss summed over the records, so that each one's gradient is its own.
 
-    Cross entropy; for a regression the squared or the Huber loss of the prediction before it is clipped to the range,
-    with errors as shares of the range.
+    Cross entropy; where labels do not exclude one another its mean over the labels, each a question of its own; of a
+    ranking that of each row, whether this candidate is the chosen one; for a regression the squared or the Huber loss
+    of the prediction before it is clipped to the range, with errors as shares of the range.
 
     Args:
         logits: [n, outputs].
@@ -82,4 +86,10 @@ def summed_loss(logits: torch.Tensor, labels: torch.Tensor, task: TaskSpec) -> t
         if task.loss == "huber":
             return nn.functional.huber_loss(predicted, target, reduction="sum", delta=task.huber_delta)
         return nn.functional.mse_loss(predicted, target, reduction="sum")
+    if isinstance(task, MultilabelTask | RankingTask):
+        truths = labels[:, None]
+        if isinstance(task, MultilabelTask):
+            truths = (truths >> torch.arange(len(task.labels), device=labels.device)) & 1
+        summed = nn.functional.binary_cross_entropy_with_logits(logits, truths.to(logits.dtype), reduction="sum")
+        return summed / task.logits
     return nn.functional.cross_entropy(logits, labels, reduction="sum")

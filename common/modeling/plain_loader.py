@@ -53,7 +53,7 @@ def main(folder: str, base: str) -> None:
     last, mean = hidden[range(len(rows)), mask.sum(1) - 1], (hidden * mask[..., None]).sum(1) / mask.sum(1)[:, None]
     pooled = mean if card["pooling"] == "mean" else last
     logits = torch.cat([pooled, torch.tensor(extra)], 1) @ head["weight"].T + head["bias"]
-    scores = logits.double().softmax(1)
+    scores = logits.double().sigmoid() if card["task"] in ("multilabel", "ranking") else logits.double().softmax(1)
     if card["task"] == "regression":
         low, high = card["range"]
         scores = low + (high - low) * (logits.double() + 0.5).clamp(0, 1)

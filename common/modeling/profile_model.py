@@ -106,7 +106,7 @@ class ProfileModel(nn.Module):
         # The encoder's inner model is called directly: PEFT's wrapper adds nothing for this task.
         self._inner = [inner]
         inputs = int(inner.config.hidden_size) + card.features.width
-        self.head = row_wise_head(inputs, len(card.task.outputs)).to(next(inner.parameters()).device)
+        self.head = row_wise_head(inputs, card.task.logits).to(next(inner.parameters()).device)
         self.train()
         switch_dropout_off(self)
         audit_trainables(self)
@@ -239,7 +239,7 @@ class ProfileModel(nn.Module):
             cache: Start from its activations instead of running the frozen layers.
 
         Returns:
-            float32 [n, outputs], on `device`.
+            float32 [n, logits], on `device`.
 
         Raises:
             ValueError: There is no record, or the cache is of another model.
@@ -288,7 +288,7 @@ class ProfileModel(nn.Module):
                 [n, hidden] where `caches_pooled`.
 
         Returns:
-            [n, outputs].
+            [n, logits].
         """
         pooled = self._pooled(batch, prefix) * self.card.adapter.text_scale
         if features.shape[1]:
@@ -339,12 +339,12 @@ class ProfileModel(nn.Module):
             cache: See `forward`.
 
         Returns:
-            [n, outputs]; each row is the same whichever other records there are.
+            [n, logits]; each row is the same whichever other records there are.
 
         Raises:
             SelfTestError: See `tokens_at_once`.
         """
-        found = np.zeros((len(records), len(self.card.task.outputs)))
+        found = np.zeros((len(records), self.card.task.logits))
         for chunk in self._chunks(records.tokens, "whole" if cache is None else "adapted"):
             with torch.no_grad():
                 logits = self([records.tokens[place] for place in chunk], records.features[chunk], cache)

@@ -141,4 +141,4 @@ def _starts(table: pd.DataFrame) -> pd.Series:
     return pd.to_datetime(code.str[:4] + "-" + code.str[4:].map(MONTHS) + "-01")
 
 
-ADAPTER = Adapter("education", "a student", GROUPS, LEFT_OUT, read, "education-mark")
+ADAPTER = Adapter("education", "a student", GROUPS, LEFT_OUT, read, {"regression": "education-mark"})

@@ -63,7 +63,8 @@ class Adapter:
         groups: Group columns; of the same value in all of a user's rows, at every tenant.
         left_out: Column of the published files -> why it is in no tenant's data.
         read: From the folder and the options to the tenants.
-        regression: Folder of the card of the option `task = "regression"`, where there is that option.
+        tasks: Value of the option `task` -> folder of its card, where there is that option.
+        catalogue: The public candidates of `task = "ranking"`, from the folder, where there is that task.
     """
 
     scenario: str
@@ -71,11 +72,12 @@ class Adapter:
     groups: tuple[str, ...]
     left_out: Mapping[str, str]
     read: Callable[[Path, Mapping[str, Any]], list[TenantRows]] = field(repr=False)
-    regression: str = ""
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    catalogue: Callable[[Path], tuple[str, ...]] | None = field(default=None, repr=False)
 
     def scenario_of(self, options: Mapping[str, Any]) -> str:
         """The folder of the card for some options, which `read` has checked."""
-        return self.regression if options.get("task") == "regression" else self.scenario
+        return self.tasks.get(options.get("task", ""), self.scenario)
 
 
 def find_file(data_dir: Path, file: Path, source: str) -> Path:

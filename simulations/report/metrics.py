@@ -8,6 +8,11 @@ _KNOWN: dict[str, tuple[str, int]] = {
     "balanced_accuracy": ("balanced accuracy", HIGHER),
     "f1": ("F1", HIGHER),
     "macro_f1": ("macro F1", HIGHER),
+    "label_precision": ("label ranking average precision", HIGHER),
+    "label_accuracy": ("share of labels told right", HIGHER),
+    "ndcg": ("NDCG", HIGHER),
+    "hit_rate": ("hit rate", HIGHER),
+    "mean_reciprocal_rank": ("mean reciprocal rank", HIGHER),
     "r2": ("R²", HIGHER),
     "true_positive_rate": ("true-positive rate", HIGHER),
     "precision": ("precision", HIGHER),
@@ -45,15 +50,21 @@ _OTHER_NAMES = {
     "equalised_odds": "equalized_odds",
 }
 
-UTILITY = ("auc", "accuracy", "macro_f1", "r2", "mean_absolute_error", "mean_squared_error", "log_loss")
+UTILITY = (
+    *("auc", "accuracy", "macro_f1", "label_precision", "ndcg", "r2"),
+    *("mean_absolute_error", "mean_squared_error", "log_loss"),
+)
 """What a model is judged by: the first of these that was measured."""
-GROUPS = ("true_positive_rate", "accuracy", "mean_absolute_error", "mean_squared_error", "auc", "selection_rate")
+GROUPS = (
+    *("true_positive_rate", "accuracy", "label_precision", "ndcg", "mean_absolute_error", "mean_squared_error"),
+    *("auc", "selection_rate"),
+)
 """What is said of a group on the first page: the first of these that was measured."""
 GAPS = ("equalized_odds", "equal_opportunity", "demographic_parity")
 """What is said of the gap between groups on the first page: the first of these that was measured."""
 DRAWN = (
     *("selection_rate", "true_positive_rate", "false_positive_rate", "auc", "accuracy"),
-    *("mean_absolute_error", "mean_squared_error", "mean_error"),
+    *("mean_absolute_error", "mean_squared_error", "mean_error", "label_precision", "ndcg", "hit_rate"),
 )
 """Metrics of groups that get a figure of their own, where they were measured; all are in the tables."""
 

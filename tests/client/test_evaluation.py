@@ -13,10 +13,19 @@ from fedprofile.common.errors import ConfigError
 from fedprofile.common.evaluation_tables import table_shape
 from fedprofile.common.interactions import EncodedRecords
 from fedprofile.common.messages import TABLE, Arrays
-from fedprofile.common.tasks import BinaryTask, Labels, MulticlassTask, RegressionTask, TaskSpec
+from fedprofile.common.tasks import (
+    BinaryTask,
+    Labels,
+    MulticlassTask,
+    MultilabelTask,
+    RankingTask,
+    RegressionTask,
+    TaskSpec,
+)
 
 GROUP = {"attribute": "region", "values": ["north", "south"]}
 RANGE = {"kind": "regression", "target": "rating", "low": 1, "high": 5}
+FILMS = {"kind": "ranking", "candidates": list("abcdef"), "negatives": 2, "cutoff": 1}
 TASKS: list[TaskSpec] = [
     BinaryTask.model_validate({"kind": "binary", "labels": ["no", "yes"]}),
     BinaryTask.model_validate({"kind": "binary", "labels": ["no", "yes"], "group": GROUP}),
@@ -24,6 +33,10 @@ TASKS: list[TaskSpec] = [
     MulticlassTask.model_validate({"kind": "multiclass", "labels": ["a", "b", "c"], "group": GROUP}),
     RegressionTask.model_validate(RANGE),
     RegressionTask.model_validate({**RANGE, "group": GROUP}),
+    MultilabelTask.model_validate({"kind": "multilabel", "labels": ["a", "b", "c"]}),
+    MultilabelTask.model_validate({"kind": "multilabel", "labels": ["a", "b", "c"], "group": GROUP}),
+    RankingTask.model_validate(FILMS),
+    RankingTask.model_validate({**FILMS, "group": GROUP}),
 ]
 
 
@@ -54,12 +67,13 @@ def _predict(arrays: Arrays, records: EncodedRecords) -> np.ndarray:
 
 
 def _people(task: TaskSpec, sizes: list[int], rng: np.random.Generator) -> EncodedRecords:
-    user = np.repeat(np.arange(len(sizes)), sizes)
+    rows, outputs = task.rows_per_record, task.logits
+    user = np.repeat(np.arange(len(sizes)), np.array(sizes) * rows)
     n = len(user)
-    outputs = len(task.outputs)
-    scores = rng.random((n, outputs))
+    scores = rng.random((n, outputs)).round(1)
     scores[rng.random(n) < 0.2] = [[np.nan, np.inf, -np.inf][place % 3] for place in range(outputs)]
-    return _records(user, task.made_up(rng.integers(0, 100, n)), rng.integers(0, 3, n), scores)
+    groups = np.repeat(rng.integers(0, 3, n // rows), rows)
+    return _records(user, task.made_up(np.arange(n) if rows > 1 else rng.integers(0, 100, n)), groups, scores)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.kind}-{'group' if task.group else 'plain'}")
@@ -83,16 +97,16 @@ def test_adding_or_removing_any_user_moves_the_table_by_at_most_one(task: TaskSp
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.kind}-{'group' if task.group else 'plain'}")
 def test_no_choice_of_records_gives_one_user_more_than_one(task: TaskSpec) -> None:
     """Exhaustive for a user of two records: every pair of labels, groups and extreme scores."""
-    outputs = len(task.outputs)
+    rows, outputs = task.rows_per_record, task.rows_per_record * task.logits
     extremes = [np.eye(outputs)[place] for place in range(outputs)]
     extremes += [np.full(outputs, value) for value in (np.nan, 1e308, -0.0)]
     single = list(itertools.product(range(3), range(3), extremes))
     for first, second in itertools.product(single, repeat=2):
         table = evaluation_table(
-            np.array([first[2], second[2]]),
-            labels=task.made_up(np.array([first[0], second[0]])),
-            groups=np.array([first[1], second[1]]),
-            user=np.array([4, 4]),
+            np.array([first[2], second[2]]).reshape(2 * rows, -1),
+            labels=np.concatenate([task.made_up(np.arange(rows) + record[0]) for record in (first, second)]),
+            groups=np.repeat([first[1], second[1]], rows),
+            user=np.full(2 * rows, 4),
             task=task,
         )
         assert (table >= 0).all() and table.sum() == pytest.approx(1.0)
@@ -138,6 +152,35 @@ def test_the_regression_table_counts_in_group_and_error_bin() -> None:
     expected[0, 0] = expected[0, 2] = 0.5
     expected[1, 9] = expected[2, 0] = 1
     assert table.tolist() == expected.tolist()
+
+
+def test_the_multilabel_table_counts_every_label_in_truth_and_score_bin() -> None:
+    """One user with two records: each gives a sixth to a cell of each of the three labels."""
+    table = evaluation_table(
+        np.array([[0.95, 0.0, 0.5], [0.95, 1.0, 0.44]]),
+        labels=np.array([0b001, 0b110]),
+        groups=np.array([1, 1]),
+        user=np.array([0, 0]),
+        task=TASKS[7],
+    ).reshape(3, 3, 2, 10)
+    expected = np.zeros((3, 3, 2, 10))
+    for label, truth, score in [(0, 1, 9), (1, 0, 0), (2, 0, 5), (0, 0, 9), (1, 1, 9), (2, 1, 4)]:
+        expected[1, label, truth, score] += 1 / 6
+    assert table == pytest.approx(expected)
+
+
+def test_the_ranking_table_counts_in_group_and_rank_once_a_record() -> None:
+    """Three rows a record: of equal scores the one that stands first is the higher, and NaN is the lowest."""
+    scores = [[0.1, 0.9, 0.2], [0.5, 0.5, 0.5], [0.3, np.nan, 0.2]]
+    chosen = [[0, 1, 0], [0, 0, 1], [0, 1, 0]]
+    table = evaluation_table(
+        np.array(scores).reshape(9, 1),
+        labels=np.array(chosen).ravel(),
+        groups=np.repeat([0, 2, 1], 3),
+        user=np.repeat([0, 0, 1], 3),
+        task=TASKS[9],
+    ).reshape(3, 3)
+    assert table.tolist() == [[0.5, 0, 0], [0, 0, 1], [0, 0, 0.5]]
 
 
 def test_a_declined_group_puts_everyone_under_other() -> None:

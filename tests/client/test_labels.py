@@ -12,7 +12,7 @@ from fedprofile.client.labels import label_reader
 from fedprofile.client.sources import read_examples, read_usable
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import DataError
-from fedprofile.common.tasks import RegressionTask
+from fedprofile.common.tasks import MultilabelTask, RankingTask, RegressionTask
 from fedprofile.common.tenant import TenantFile
 
 RATING = {"kind": "regression", "target": "rating", "low": 1, "high": 5}
@@ -50,6 +50,31 @@ def test_a_target_is_a_number_clipped_and_scaled(cell: Any, label: float) -> Non
 def test_what_is_no_target(cell: Any) -> None:
     with pytest.raises(CellError):
         label_reader(RegressionTask.model_validate(RATING))(cell)
+
+
+GENRES = MultilabelTask.model_validate({"kind": "multilabel", "labels": ["drama", "comedy", "war"]})
+FILMS = RankingTask.model_validate({"kind": "ranking", "candidates": ["Alien", "Dune"], "negatives": 1, "cutoff": 1})
+
+
+@pytest.mark.parametrize(
+    ("cell", "label"),
+    [("drama", 1), (" war ; comedy", 6), (["war", "war"], 4), (("drama", "war"), 5), ("", 0), ([], 0)],
+)
+def test_any_of_several_labels(cell: Any, label: int) -> None:
+    assert label_reader(GENRES)(cell) == label
+
+
+@pytest.mark.parametrize("cell", [None, math.nan, "secret", "drama;", "drama,war", ["drama", "secret"], [1], [None]])
+def test_what_is_no_set_of_labels(cell: Any) -> None:
+    with pytest.raises(CellError) as caught:
+        label_reader(GENRES)(cell)
+    assert "secret" not in str(caught.value)
+
+
+def test_the_chosen_candidate() -> None:
+    assert [label_reader(FILMS)(cell) for cell in ("Alien", " Dune ")] == [0, 1]
+    with pytest.raises(CellError, match=r"is not one of the card's candidates \(Alien, Dune\)"):
+        label_reader(FILMS)("secret")
 
 
 def test_targets_of_a_source(tmp_path: Path, card: FederationCard) -> None:

@@ -54,6 +54,18 @@ def test_a_users_records_are_chosen_uniformly_without_replacement() -> None:
     assert np.abs(counts[:5] / 5000 - 0.4).max() < 5 * np.sqrt(0.24 / 5000)
 
 
+def test_a_record_of_several_rows_is_chosen_whole_and_counts_once() -> None:
+    user = np.repeat(np.array([1, 0, 0, 2, 0], np.int64), 3)
+    source, seen = SecureRandomness(), set()
+    for _ in range(200):
+        chosen = choose_records(user, np.array([0, 2]), 2, source, rows=3)
+        records = chosen.reshape(-1, 3)
+        assert (records % 3 == [0, 1, 2]).all() and (records // 3 == records[:, :1] // 3).all()
+        assert user[records[:, 0]].tolist() == [0, 0, 2] and len(set(chosen.tolist())) == 9
+        seen |= set((records[:2, 0] // 3).tolist())
+    assert seen == {1, 2, 4}
+
+
 def test_an_empty_sample_has_no_records() -> None:
     assert choose_records(np.array([0, 1], np.int64), np.zeros(0, np.int64), 3, SecureRandomness()).tolist() == []
 

@@ -84,6 +84,15 @@ def test_a_sound_regression_passes(loss: str, make_kind: MakeModel) -> None:
     PrivateTrainer(model=model, cache=PrefixCache(model), settings=SETTINGS).self_test()
 
 
+def test_sound_labels_and_candidates_pass(make_kind: MakeModel) -> None:
+    several = make_kind(task={"kind": "multilabel", "labels": ["a", "b", "c"]})
+    task = {"kind": "ranking", "candidates": list("abcdef"), "negatives": 3}
+    plain: dict[str, list[Any]] = {"numeric": [], "categorical": []}
+    ranked = make_kind(task=task, history={"record": "{candidate}"}, features=plain)
+    for model in (several, ranked):
+        PrivateTrainer(model=model, cache=PrefixCache(model), settings=SETTINGS).self_test()
+
+
 @pytest.mark.base
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_embedded_base_passes_where_gradients_cancel_out(cached: bool) -> None:

@@ -37,14 +37,15 @@ SETTINGS = TrainingSettings(
 def _records(model: ProfileModel, users: int, seed: int, longest: int = 32) -> EncodedRecords:
     """Several records a user, in no order of users; lengths from 1 to `longest`."""
     rng = np.random.default_rng(seed)
-    user = rng.permutation(np.repeat(np.arange(users), rng.integers(1, 6, users)))
+    rows = model.card.task.rows_per_record
+    user = np.repeat(rng.permutation(np.repeat(np.arange(users), rng.integers(1, 6, users))), rows)
     n = len(user)
     return EncodedRecords(
         users=tuple(f"u{number}" for number in range(users)),
         user=user.astype(np.int64),
         tokens=[rng.integers(4, 60, size).astype(np.int32) for size in rng.integers(1, longest + 1, n)],
         features=rng.random((n, model.card.features.width), dtype=np.float32),
-        labels=model.card.task.made_up(rng.integers(0, 100, n)),
+        labels=model.card.task.made_up(np.arange(n) if rows > 1 else rng.integers(0, 100, n)),
         groups=np.zeros(n, np.int64),
     )
 
@@ -176,12 +177,16 @@ KINDS: list[dict[str, Any]] = [
     {"kind": "multiclass", "labels": ["a", "b", "c"]},
     REGRESSION,
     {**REGRESSION, "loss": "huber"},
+    {"kind": "multilabel", "labels": ["a", "b", "c"]},
+    {"kind": "ranking", "candidates": list("abcdef"), "negatives": 3},
 ]
+RANKED: dict[str, Any] = {"history": {"record": "{candidate}"}, "features": {"numeric": [], "categorical": []}}
 
 
 @pytest.mark.parametrize("task", KINDS, ids=lambda task: f"{task['kind']}-{task.get('loss', '')}")
 def test_also_for_every_kind_of_task(task: dict[str, Any], make_kind: MakeModel) -> None:
-    _compare(make_kind(task=task), True, NoNoise, 1e-5)
+    sections = RANKED if task["kind"] == "ranking" else {}
+    _compare(make_kind(task=task, **sections), True, NoNoise, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from fedprofile.common.errors import ConfigError, DataError
 from fedprofile.common.interactions import encode
-from fedprofile.common.tasks import RegressionTask
+from fedprofile.common.tasks import MultilabelTask, RankingTask, RegressionTask
 from fedprofile.simulations.datasets import load_dataset
 from fedprofile.simulations.datasets.movielens import GENRES
 from fedprofile.simulations.scenarios import load_scenario
@@ -16,6 +16,8 @@ from fedprofile.simulations.tenants import read_tenants
 
 PEOPLE = 60
 FILMS = ["Toy Story (1995)", "Cité des enfants perdus, La (1995)", "Heat (1995)", "Léon (1994)", "Fargo (1996)"]
+UNSEEN = [f"Film {number} (1990)" for number in range(7)] + ["Fargo (1996)"]
+"""In the catalogue, and rated by nobody; the last is there twice by title, with another genre."""
 KINDS = [["Animation", "Children's", "Comedy"], ["Adventure", "Sci-Fi"], ["Action", "Crime"], ["Drama"], ["Thriller"]]
 
 
@@ -33,7 +35,7 @@ def write_100k(folder: Path) -> None:
     ratings = ["\t".join(map(str, rating)) for rating in _ratings()]
     (folder / "u.data").write_bytes("".join(f"{line}\n" for line in [ratings[0], *ratings]).encode("latin-1"))
     items = []
-    for number, (title, kinds) in enumerate(zip(FILMS, KINDS, strict=True), start=1):
+    for number, (title, kinds) in enumerate(zip(FILMS + UNSEEN, KINDS + [["Drama"]] * 8, strict=True), start=1):
         flags = "|".join("1" if genre in kinds else "0" for genre in GENRES)
         items.append(f"{number}|{title}|01-Jan-1995||http://us.imdb.com/M/title-exact?x|{flags}\n")
     (folder / "u.item").write_bytes("".join(items).encode("latin-1"))
@@ -50,7 +52,7 @@ def _write_1m(folder: Path) -> None:
     (folder / "ratings.dat").write_bytes("".join(f"{line}\n" for line in [ratings[0], *ratings]).encode("latin-1"))
     films = [
         f"{number}::{title}::{'|'.join(kinds)}\n"
-        for number, (title, kinds) in enumerate(zip(FILMS, KINDS, strict=True), start=1)
+        for number, (title, kinds) in enumerate(zip(FILMS + UNSEEN, KINDS + [["Drama"]] * 8, strict=True), start=1)
     ]
     (folder / "movies.dat").write_bytes("".join(films).encode("latin-1"))
     people = []
@@ -121,6 +123,37 @@ def test_as_a_regression_the_rating_is_the_label_and_earlier_ones_are_history(na
     last = [example for example in examples if example.user == "person-2"][-1]
     assert last.events[0] == {"title": FILMS[0], "rating": "4"}
     assert "rating" not in last.row and "liked" not in last.row
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_as_a_ranking_the_liked_film_is_the_label_and_the_catalogue_is_every_film(name: str, tmp_path: Path) -> None:
+    folder, write = WRITERS[name]
+    write(tmp_path / folder)
+    scenario = load_scenario(name, tmp_path, 0, {"task": "ranking"})
+    task = scenario.card.task
+    assert isinstance(task, RankingTask) and len(task.candidates) == len(FILMS) + len(UNSEEN)
+    assert task.candidates[0] == "Toy Story (1995): Animation, Children's, Comedy"
+    examples = [example for tenant in read_tenants(scenario, split_seed=0) for example in tenant.examples]
+    assert len(examples) == sum(rating >= 4 for _, _, rating, _ in _ratings())
+    of_two = [example for example in examples if example.user == "person-2"]
+    assert [task.candidates[int(example.label)].split(":")[0] for example in of_two] == FILMS[:2]
+    assert of_two[1].events == ({"title": FILMS[0], "liked": "yes"},)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_as_a_profile_the_genres_of_the_newest_liked_films_are_the_labels(name: str, tmp_path: Path) -> None:
+    folder, write = WRITERS[name]
+    write(tmp_path / folder)
+    scenario = load_scenario(name, tmp_path, 0, {"task": "multilabel", "newest": 4})
+    task = scenario.card.task
+    assert isinstance(task, MultilabelTask)
+    examples = {example.user: example for tenant in read_tenants(scenario, split_seed=0) for example in tenant.examples}
+    assert len(examples) == PEOPLE
+    # Person 2 likes films 1 and 2; the first is before the newest four, and is all of the history.
+    assert task.name_of(examples["person-2"].label) == "Adventure;Sci-Fi"
+    assert [event["title"] for event in examples["person-2"].events] == FILMS[:1]
+    # Of the newest four person 4 likes the fourth and the fifth.
+    assert task.name_of(examples["person-4"].label) == "Drama;Thriller"
 
 
 def test_only_the_newest_ratings_are_labelled_and_all_are_history(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.simulations.conftest import WriteExperiment
 
 from fedprofile.simulations.cells import CellRunner
-from fedprofile.simulations.experiment import load_experiment
+from fedprofile.simulations.experiment import as_json, load_experiment
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +112,20 @@ def test_a_sweep_is_reproducible_also_after_a_stop_and_in_several_processes(
     assert list(table["cell"]) == list(dict.fromkeys(cell["cell"] for cell in json.loads(done.stdout)))
     assert list(table["adapter_sha256"]) == [whole[name]["adapter_sha256"] for name in table["cell"]]
     assert list(table["epsilon"]) == ["inf", "inf", "8.0", "8.0"]
+
+
+def test_an_error_also_says_that_personal_data_is_left(write_experiment: WriteExperiment, tmp_path: Path) -> None:
+    path, out = write_experiment(), tmp_path / "out"
+    # A cell's predictions cannot be written where a folder is in their way.
+    (out / "predictions" / "only.parquet").mkdir(parents=True)
+    (out / "experiment.json").write_text(json.dumps(as_json(load_experiment(path).model_dump())))
+    done = _simulate(path, "--out", out, "--resume", fails=1)
+    assert "IsADirectoryError" in done.stderr
+    assert "0 of 1 cells are done" in done.stdout
+    assert "until then its folders cache/ and predictions/ hold personal data" in " ".join(done.stdout.split())
+    (out / "predictions" / "only.parquet").rmdir()
+    _simulate(path, "--out", out, "--resume")
+    assert not (out / "cache").exists() and not (out / "predictions").exists()
 
 
 def _run(path: Path, *overrides: str) -> dict[str, Any]:

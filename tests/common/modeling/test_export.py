@@ -17,12 +17,8 @@ from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import InputError
 from fedprofile.common.interactions import EncodedRecords, Example, Value, encode
 from fedprofile.common.modeling.base import load_base, resolve_base
-from fedprofile.common.modeling.export import (
-    TenantPrivacy,
-    compare_in_fresh_process,
-    read_adapter_folder,
-    write_adapter_folder,
-)
+from fedprofile.common.modeling.export import compare_in_fresh_process, read_adapter_folder, write_adapter_folder
+from fedprofile.common.modeling.model_card import TenantPrivacy
 from fedprofile.common.modeling.profile_model import ProfileModel
 
 TENANTS = [TenantPrivacy("north-shop", PrivacyLoss(3.0, 1e-6)), TenantPrivacy("south-shop", PrivacyLoss(8.0, 1e-5))]
@@ -91,6 +87,32 @@ def test_a_regression_agrees_in_the_targets_own_unit(
     assert np.ptp(model.predict(records)) > 0.01
     assert compare_in_fresh_process(model, tmp_path / "out", tiny_base, TEXTS, COLUMNS, records) < 1e-6
     assert json.loads((tmp_path / "out" / "head.json").read_text())["range"] == [-50, 350]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"kind": "multilabel", "labels": ["drama", "comedy", "war"]},
+        {"kind": "ranking", "candidates": ["Alien", "Dune"], "negatives": 1, "cutoff": 1},
+    ],
+)
+def test_labels_and_candidates_that_do_not_exclude_one_another_agree(
+    task: dict[str, Any], make_kind: MakeModel, stir: Stir, tiny_base: Path, tmp_path: Path
+) -> None:
+    plain: dict[str, Any] = {"numeric": [], "categorical": []}
+    ranked = task["kind"] == "ranking"
+    model = make_kind(
+        task,
+        features=plain if ranked else FEATURES,
+        history={"record": "{text}{candidate}" if ranked else "{text}", "event": ""},
+    )
+    stir(model)
+    write_adapter_folder(model, tmp_path / "out", rounds=2, tenants=TENANTS)
+    columns = [{} for _ in COLUMNS] if ranked else COLUMNS
+    examples = [Example("u", {"text": text, "candidate": "", **row}) for text, row in zip(TEXTS, columns, strict=True)]
+    records = encode(examples, model.card, model.tokenizer)
+    assert np.ptp(model.predict(records)) > 0.01
+    assert compare_in_fresh_process(model, tmp_path / "out", tiny_base, TEXTS, columns, records) < 1e-6
 
 
 def test_a_decoder_agrees_too(
@@ -223,9 +245,11 @@ def test_the_model_card_never_shows_an_epsilon_alone(make_model: MakeModel, tmp_
     write_adapter_folder(make_model(), tmp_path / "out", rounds=2, tenants=TENANTS)
     lines = (tmp_path / "out" / "README.md").read_text().splitlines()
     with_epsilon = [line for line in lines if "epsilon" in line]
-    assert len(with_epsilon) == 2
-    for line, tenant in zip(with_epsilon, TENANTS, strict=True):
-        assert tenant.tenant in line
+    # One for each tenant, and their sum for somebody who is at both.
+    assert len(with_epsilon) == 3
+    for line, tenant in zip(with_epsilon[:2], TENANTS, strict=True):
+        assert tenant.tenant in line and str(tenant.promise) in line
+    for line in with_epsilon:
         assert all(word in line for word in ("delta=", "unit=user", "adjacency=", "accountant=", "model=local"))
 
 
