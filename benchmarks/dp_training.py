@@ -31,9 +31,9 @@ Settings = dict[str, Any]
 
 SMALL: dict[str, Settings] = {
     "online-shoppers": {"card.training.rounds": 20, "tenant.privacy.sample_rate": 0.05},
-    "clinc150": {"card.training.rounds": 10},
+    "clinc150": {"card.training.rounds": 20},
     "vehicle-coupon": {
-        "card.training.rounds": 10,
+        "card.training.rounds": 20,
         "card.history.max_tokens": 32,
         "card.history.max_events": 1,
         "tenant.privacy.records_per_user": 1,
@@ -58,6 +58,7 @@ COMMON: dict[str, Settings] = {
     "average-5": {"card.aggregation.average_last": 5},
     "adversarial-0.1": {"card.training.adversarial": 0.1},
     "label-head-3": {"card.adapter.label_head": 3.0},
+    "train-AB": {"card.adapter.train": "AB"},
 }
 """Options of all data sets."""
 
@@ -77,20 +78,28 @@ OWN: dict[str, dict[str, Settings]] = {
         "twice-the-sample": {"card.training.rounds": 10, "tenant.privacy.sample_rate": 0.1},
     },
     "clinc150": {
-        "adamw": {"card.training.optimizer": "adamw", "card.training.weight_decay": 0.01},
-        "label-head-10": {"card.adapter.label_head": 10.0},
-        "label-head-10-probe": {"card.adapter.label_head": 10.0, "card.adapter.method": "head"},
-        "label-head-10-untrained": {
-            "card.adapter.label_head": 10.0,
-            "card.adapter.method": "head",
-            "card.training.learning_rate": 1e-9,
-            "card.training.head_learning_rate": 1e-9,
+        "adamw": {
+            "card.training.optimizer": "adamw",
+            "card.training.weight_decay": 0.01,
+            "card.training.learning_rate": 0.02,
+            "card.training.head_learning_rate": 0.05,
         },
-        "twice-the-sample": {"card.training.rounds": 5, "tenant.privacy.sample_rate": 0.2},
+        "label-head-0": {"card.adapter.label_head": 0.0},
+        "untrained": {
+            "card.adapter.method": "head",
+            "card.training.rounds": 1,
+            "card.training.head_learning_rate": 1e-30,
+        },
+        "twice-the-sample": {"card.training.rounds": 10, "tenant.privacy.sample_rate": 0.4},
     },
     "vehicle-coupon": {
-        "adamw": {"card.training.optimizer": "adamw", "card.training.weight_decay": 0.01},
-        "twice-the-sample": {"card.training.local_steps": 1, "tenant.privacy.sample_rate": 0.2},
+        "adamw": {
+            "card.training.optimizer": "adamw",
+            "card.training.weight_decay": 0.01,
+            "card.training.learning_rate": 0.02,
+            "card.training.head_learning_rate": 0.05,
+        },
+        "twice-the-sample": {"card.training.rounds": 10, "tenant.privacy.sample_rate": 0.4},
     },
 }
 """Options of one data set."""

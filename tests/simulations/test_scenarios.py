@@ -13,6 +13,7 @@ from fedprofile.common.card import load_card
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.modeling.base import hash_base
 from fedprofile.common.tenant import load_tenant_file
+from fedprofile.simulations.datasets import DATASETS
 from fedprofile.simulations.demo import run_demo
 from fedprofile.simulations.experiment import load_experiment
 from fedprofile.simulations.scenarios import CARDS, CONFIGS, is_generated
@@ -50,6 +51,15 @@ def test_its_files_fit_together(name: str) -> None:
         replies = "replies.csv" if (folder / "replies.csv").exists() else None
         spec = tenant.judgement.model_copy(update={"replies": replies and Path(replies)})
         assert Judgement.of(spec, card, folder).replies.keys() <= set(card.task.outputs)
+
+
+def test_the_mark_is_the_regression_of_education() -> None:
+    experiment = load_experiment(CONFIGS / "education" / "mark.toml")
+    data = experiment.data
+    assert CARDS[data.dataset] == "education"
+    assert DATASETS[data.dataset].scenario_of(data.options) == experiment.name == "education-mark"
+    outcome = load_experiment(CONFIGS / "education" / "experiment.toml")
+    assert (experiment.sweep, experiment.also, data.limit) == (outcome.sweep, outcome.also, outcome.data.limit)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
