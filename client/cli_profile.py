@@ -35,6 +35,7 @@ def predict(
     from fedprofile.client.prediction import (
         add_to_table,
         check_output,
+        check_table,
         predict_file,
         write_predictions,
         write_review,
@@ -52,6 +53,8 @@ def predict(
         check_output(review, place, tenant, "--review")
     try:
         table = None if tenant.judgement is None or review is not None else tenant.judgement.review
+        if table is not None:
+            check_table(table, place, tenant)
         found = predict_file(place, card, tenant, rows, reasons=review is not None or table is not None)
     except DataError as error:
         # Nothing else names what is not shown.
