@@ -65,8 +65,8 @@ class Profiler:
         judgement = None if tenant.judgement is None else Judgement.of(tenant.judgement, card, directory.root)
         if judgement is not None and judgement.thresholds and tenant.columns.group is None:
             raise ConfigError(
-                "judgement.thresholds: go by the group, and columns.group names no column of it; name one, or leave them "
-                "out."
+                "judgement.thresholds: go by the group, and columns.group names no column of it; name one, or leave "
+                "the thresholds out."
             )
         model, tokenizer = load_model(card, tenant, directory.root, loaded)
         number, arrays = adapters.newest(model.layout())
