@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from fedprofile.client.databases import sqlite_file
 from fedprofile.client.decisions import DecisionLog
 from fedprofile.client.directory import TenantDirectory
 from fedprofile.client.explanation import because, explain
@@ -20,7 +21,7 @@ from fedprofile.client.received import AdapterFolder
 from fedprofile.client.review_table import add_reviews
 from fedprofile.client.sources import read_examples
 from fedprofile.common.card import FederationCard
-from fedprofile.common.errors import ConfigError
+from fedprofile.common.errors import ConfigError, DataError
 from fedprofile.common.interactions import Example, history_pieces
 from fedprofile.common.tasks import MultilabelTask, RankingTask, RegressionTask, TaskSpec
 from fedprofile.common.tenant import FileSource, TableSpec, TenantFile
@@ -261,6 +262,26 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     else:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions.as_rows())
     write_new(path, text.encode(), "--output")
+
+
+def check_table(spec: TableSpec, directory: TenantDirectory, tenant: TenantFile) -> None:
+    """Refuse a table in a file that the client needs itself; make a new file of SQLite's its owner's alone.
+
+    Raises:
+        ConfigError: It is such a file, or cannot be made.
+    """
+    try:
+        file = sqlite_file(spec, directory.root)
+    except DataError as error:
+        raise ConfigError(f"judgement.review: {error}") from None
+    if file is None:
+        return
+    ledger = directory.ledger_path(directory.read_segment().ledger)
+    refuse_own_file(file, "judgement.review", directory, ledger=ledger, tenant=tenant)
+    try:
+        file.touch(mode=0o600)
+    except OSError as error:
+        raise ConfigError(f"judgement.review: {file} cannot be written ({error.strerror}).") from None
 
 
 def add_to_table(predictions: Predictions, spec: TableSpec, folder: Path) -> int:

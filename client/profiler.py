@@ -14,6 +14,7 @@ from fedprofile.client.site import LoadedBases, load_model
 from fedprofile.common.adapters import arrays_hash
 from fedprofile.common.candidates import as_questions, with_candidate
 from fedprofile.common.card import FederationCard
+from fedprofile.common.errors import ConfigError
 from fedprofile.common.interactions import Example, encode
 from fedprofile.common.modeling.profile_model import ProfileModel
 from fedprofile.common.tasks import RankingTask
@@ -62,6 +63,11 @@ class Profiler:
         adapters = AdapterFolder(directory, card.hash)
         adapters.require()
         judgement = None if tenant.judgement is None else Judgement.of(tenant.judgement, card, directory.root)
+        if judgement is not None and judgement.thresholds and tenant.columns.group is None:
+            raise ConfigError(
+                "judgement.thresholds: go by the group, and columns.group names no column of it; name one, or leave "
+                "the thresholds out."
+            )
         model, tokenizer = load_model(card, tenant, directory.root, loaded)
         number, arrays = adapters.newest(model.layout())
         model.set_arrays(arrays)

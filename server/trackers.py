@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from time import time as clock
 from typing import Literal, Protocol
 
 from fedprofile.common.config import Frozen
@@ -118,18 +119,33 @@ class NoTracker:
 
 class _TensorBoard:
     def __init__(self, folder: Path, run: str) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        # TensorBoard's own writer: torch's brings all of torch into a server that needs none of it.
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._folder = _new_folder(folder, run)
-        self._writer = SummaryWriter(str(self._folder))
+        self._writer = EventFileWriter(str(self._folder))
 
     def note(self, name: str, text: str) -> None:
-        self._writer.add_text(name, text)
+        from tensorboard.compat.proto.summary_pb2 import SummaryMetadata
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+
+        size = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
+        tensor = TensorProto(dtype="DT_STRING", string_val=[text.encode()], tensor_shape=size)
+        plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        self._add(clock(), 0, tag=f"{name}/text_summary", metadata=plugin, tensor=tensor)
 
     def log(self, step: int, time: float, figures: Figures) -> None:
         for name, value in figures.items():
-            self._writer.add_scalar("/".join(name), value, step, walltime=time)
+            self._add(time, step, tag="/".join(name), simple_value=value)
         self._writer.flush()
+
+    def _add(self, time: float, step: int, **value: object) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        summary = Summary(value=[Summary.Value(**value)])
+        self._writer.add_event(Event(wall_time=time, step=step, summary=summary))
 
     def close(self) -> None:
         self._writer.close()

@@ -679,7 +679,9 @@ def _check_review(home: Home) -> None:
     assert [row["decision"] for row in json.loads(out)] == ["review", "review"]
     assert review.stat().st_mode & 0o777 == 0o600
     lines = review.read_text().splitlines()
-    assert lines[0] == "user,p(no),p(yes),history" and any("u1" in line and "viewed shoes" in line for line in lines)
+    assert lines[0] == "user,p(no),p(yes),because,history" and any(
+        "u1" in line and "viewed shoes" in line for line in lines
+    )
     code, _, err = home.run(*command, "--review", str(review))
     assert code == 2 and "is there already" in err
     code, _, err = home.run(*command, "--review", str(home.root / "a.csv"), "--output", str(home.root / "a.csv"))

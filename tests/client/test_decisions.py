@@ -138,10 +138,30 @@ def test_what_is_left_to_a_person_is_added_to_a_table_with_its_reasons(there: Ho
         with sqlite3.connect(there.root / "review.db") as database:
             rows = database.execute(f"SELECT {', '.join(COLUMNS)} FROM todo").fetchall()
         assert len(rows) == count
+    assert (there.root / "review.db").stat().st_mode & 0o077 == 0
     found = [dict(zip(COLUMNS, row, strict=True)) for row in rows[:3]]
     assert {row["user"] for row in found} == {"u0"} and all(row["history"] for row in found)
     assert [row["probability"] for row in found] == sorted(row["probability"] for row in found)
     assert all(row["because"][0] in "+-" for row in found)
+
+
+def test_a_table_is_in_no_file_of_the_clients_own(there: Home) -> None:
+    before = there.ledger.read_bytes()
+    for name in (str(there.ledger), "key"):
+        _set(there, f'\n[judgement.review]\nurl = "sqlite:///{name}"\ntable = "todo"\n')
+        code, out, said = there.run("predict", "--dir", str(there.root), "--input", str(there.root / "visits.csv"))
+        assert code == 2 and out == "" and "judgement.review" in said
+    assert there.ledger.read_bytes() == before
+
+
+def test_thresholds_without_a_column_of_groups_are_refused(there: Home) -> None:
+    _set(there, "\n[judgement.thresholds]\nnorth = 0.4\n")
+    text = there.place.tenant_file.read_text()
+    options = ("predict", "--dir", str(there.root), "--input", str(there.root / "visits.csv"))
+    assert there.run(*options)[0] == 0
+    there.place.tenant_file.write_text(text.replace('group = "region"', ""))
+    code, out, said = there.run(*options)
+    assert code == 2 and out == "" and "columns.group names no column" in said
 
 
 def test_a_real_postgresql_takes_rows_and_says_nothing_of_them_when_it_refuses(

@@ -87,6 +87,10 @@ def test_the_client_names_no_other_source_and_takes_none_from_outside() -> None:
     assert drawing == {
         "client/site.py": {"SecureRandomness"},
         "client/worth.py": {"SecureRandomness"},  # Nothing of it is sent or stored.
+        # Orders of events in an explanation, with torch's own state put back; nothing of it is sent.
+        "client/explanation.py": {"manual_seed"},
+        # A ranking's other candidates: a hash of what is public and of the user's own id, and no noise.
+        "common/candidates.py": {"Generator"},
         "client/training.py": {"SecureRandomness"},  # The self-test's step, on synthetic records.
         # Synthetic records for the self-test.
         "common/modeling/invariance.py": {"default_rng"},

@@ -157,8 +157,8 @@ class _Less(SeededRandomness):
 def _by_record(draw: Callable[..., Any]) -> Callable[..., Any]:
     """The fault: every record is clipped by itself, so that a user counts as often as it has records."""
 
-    def drawn(jobs: Any) -> Any:
-        sample = draw(jobs)
+    def drawn(jobs: Any, rows: int) -> Any:
+        sample = draw(jobs, rows)
         return replace(sample, records=replace(sample.records, user=np.arange(len(sample.records.user))))
 
     return drawn

@@ -261,6 +261,10 @@ part("add").addEventListener("click", () => add().querySelector("input").focus()
 part("as-lines").addEventListener("click", () => turn(true));
 part("as-table").addEventListener("click", () => turn(false));
 part("explain").addEventListener("click", explain);
+part("file").addEventListener("change", async event => {
+  const [picked] = event.target.files;
+  if (picked) part("lines").value = await picked.text();
+});
 
 const shown = new URLSearchParams(location.hash.slice(1)).get("token");
 if (shown) {

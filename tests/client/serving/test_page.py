@@ -204,6 +204,12 @@ def test_a_history_can_be_given_as_json_lines(place: Place) -> None:
         page.querySelector("button.main").click();
         await until(() => part("status").textContent === "The profile is below.", "no second answer comes");
         told.same = part("profile").innerText === first;
+        const picked = new view.DataTransfer();
+        picked.items.add(new view.File([told.text.split("\\n")[0]], "history.jsonl"));
+        part("file").files = picked.files;
+        part("file").dispatchEvent(new view.Event("change"));
+        await until(() => part("lines").value === told.text.split("\\n")[0], "the file is not read");
+        part("lines").value = told.text;
         part("as-table").click();
         told.back = part("events").querySelectorAll("input")[1].value;
         part("as-lines").click();
