@@ -3,6 +3,11 @@
 Of the events between two labels of a user no more than `max_events` can be in a history, and of those after the last
 label, or of users without a label, none. No others are held, so that a table of events may be larger than memory: what
 is held is bounded by the labels, whatever the number of events and whatever their order.
+
+Why a history is a function of one user's rows: time decides, and among events at one time the order in which a file
+holds the user's rows, which is the same whoever else is in the file. A query's rows have no order of their own: which
+of a user's rows comes first may hang on what else the database holds, so among a query's events at one time their
+values decide.
 """
 
 import heapq
@@ -11,9 +16,9 @@ from collections.abc import Iterable
 from datetime import datetime
 from operator import itemgetter
 
-from fedprofile.common.interactions import Row
+from fedprofile.common.interactions import Row, canonical
 
-_Held = tuple[datetime, int, Row]
+_Held = tuple[datetime, str, int, Row]
 
 
 class Histories:
@@ -22,14 +27,15 @@ class Histories:
     Args:
         labels: User and time of every label; each history that is asked for must be of one of them.
         max_events: Of one history.
+        ordered: Whether the order in which a user's events come is the user's own; a query's is not.
     """
 
-    def __init__(self, labels: Iterable[tuple[str, datetime]], max_events: int) -> None:
+    def __init__(self, labels: Iterable[tuple[str, datetime]], max_events: int, *, ordered: bool = True) -> None:
         times: dict[str, set[datetime]] = {}
         for user, time in labels:
             times.setdefault(user, set()).add(time)
         self._labels = {user: sorted(those) for user, those in times.items()}
-        self._max_events = max_events
+        self._max_events, self._ordered = max_events, ordered
         self._held: dict[str, dict[int, list[_Held]]] = {}
         self._sorted: dict[str, list[_Held]] = {}
         self._taken = 0
@@ -39,7 +45,7 @@ class Histories:
         return user in self._labels
 
     def add(self, user: str, time: datetime, row: Row) -> None:
-        """Take an event; of events at one time those that are taken later are the newer.
+        """Take an event; of events at one time those that are taken later are the newer, where there is an order.
 
         Args:
             user: Whose it is.
@@ -52,7 +58,8 @@ class Histories:
             return
         # The number makes each entry another, so that rows are never compared.
         self._taken += 1
-        held, event = self._held.setdefault(user, {}).setdefault(gap, []), (time, self._taken, row)
+        held = self._held.setdefault(user, {}).setdefault(gap, [])
+        event = (time, "" if self._ordered else canonical(row), self._taken, row)
         if len(held) < self._max_events:
             heapq.heappush(held, event)
         else:

@@ -37,7 +37,7 @@ from fedprofile.common.card import FederationCard, template_columns
 from fedprofile.common.errors import ConfigError, DataError, PolicyRefusal, Problem
 from fedprofile.common.interactions import Example, Row, Value
 from fedprofile.common.tasks import Label
-from fedprofile.common.tenant import Columns, Source, TenantFile
+from fedprofile.common.tenant import Columns, Source, SqlSource, TenantFile
 
 MAX_PROBLEMS = 1000
 
@@ -241,7 +241,9 @@ class _Reader:
         if self._strict and not self._rows_of and not self._skipped:
             mend = "check path or query in tenant.toml" if self._labelled else "give a file with rows to predict for"
             raise DataError(f"{self._called('source')}: there is no row; {mend}.")
-        self._histories = Histories(((user, time) for user, time, *_ in self._found), self._max_events)
+        ordered = not isinstance(events or self._tenant.source, SqlSource)
+        labels = ((user, time) for user, time, *_ in self._found)
+        self._histories = Histories(labels, self._max_events, ordered=ordered)
         for event in pending:
             self._histories.add(*event)
         if self._has_events and events is not None:

@@ -1,9 +1,11 @@
 """A ranking's candidates beside each user's history: what makes one labelled row several rows of the model's.
 
-Why it is private: which other candidates stand beside the chosen one comes from the card, the user's id and the number
-of the row among that user's rows, so a record stays a function of one user's rows and of what is public. It is the same
-each time that the source is read, so that stored activations stay of use. A user's whole record is chosen or not and
-m counts records, so the rows of one record never count as several records.
+Why it is private: which other candidates stand beside the chosen one comes from the card, the user's id and what the
+record itself holds, so a record stays a function of one user's rows and of what is public. The order in which rows come
+has no part in it: a query's is not the user's own. Of a user's records that are alike in all of this each has another
+draw, and which has which makes no difference. The draw is the same each time that the source is read, so that stored
+activations stay of use. A user's whole record is chosen or not and m counts records, so the rows of one record never
+count as several records.
 
 The draw is uniform over the catalogue without the chosen candidate (Krichene and Rendle 2020,
 https://doi.org/10.1145/3394486.3403226, on what such sampled ranks say: they compare models at the same number of
@@ -11,6 +13,7 @@ candidates, and are no ranks in the whole catalogue).
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedprofile.common.card import CANDIDATE, FederationCard
-from fedprofile.common.interactions import EncodedRecords, Example, Tokenizer, encode
+from fedprofile.common.interactions import EncodedRecords, Example, Tokenizer, canonical, encode
 from fedprofile.common.tasks import RankingTask, TaskSpec
 
 
@@ -62,9 +65,10 @@ def _beside_others(examples: Sequence[Example], task: RankingTask, card_hash: st
     found: list[Example] = []
     before: Counter[str] = Counter()
     for example in examples:
-        number = before[example.user]
-        before[example.user] += 1
-        key = f"{card_hash} candidates {number} ".encode() + example.user.encode("utf-8", "surrogatepass")
+        rows = [canonical(row) for row in (example.row, *example.events)]
+        content = json.dumps([card_hash, example.user, example.label, example.group, rows])
+        key = f"candidates {before[content]} {content}".encode()
+        before[content] += 1
         draw = np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(key).digest(), "big")))
         if example.label < 0:
             found += [

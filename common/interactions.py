@@ -4,6 +4,7 @@ A record is a function of ONE user's rows, the federation card and public consta
 no vocabulary, scaler or class weight, and no other user's rows (PRIVACY.md, "Sampling, clipping, noise").
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -20,6 +21,15 @@ from fedprofile.common.tasks import Label, Labels
 Value = str | float | tuple[float, ...] | None
 """Of a column: text, a number, a vector, or nothing."""
 Row = Mapping[str, Value]
+
+
+def canonical(row: Row) -> str:
+    """A row as text that is the same for the same values, however they came; a function of the row alone.
+
+    >>> canonical({"b": None, "a": 1.5}) == canonical({"a": 1.5, "b": None})
+    True
+    """
+    return json.dumps(row, sort_keys=True)
 
 
 class TextError(ConfigError):

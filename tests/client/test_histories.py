@@ -46,6 +46,22 @@ def test_a_history_is_the_newest_events_strictly_before(
         assert histories.before(user, _at(minute)) == expected
 
 
+@settings(deadline=None, max_examples=200)
+@given(
+    _moments, st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.integers(0, 4)), max_size=20), st.data()
+)
+def test_without_an_order_of_their_own_the_order_of_events_changes_nothing(
+    labels: list[tuple[str, int]], events: list[tuple[str, int, int]], data: st.DataObject
+) -> None:
+    def read(those: list[tuple[str, int, int]]) -> list[tuple[Any, ...]]:
+        histories = Histories(((user, _at(minute)) for user, minute in labels), 2, ordered=False)
+        for user, minute, item in those:
+            histories.add(user, _at(minute), {"item": str(item), "price": None})
+        return [histories.before(user, _at(minute)) for user, minute in labels]
+
+    assert read(events) == read(data.draw(st.permutations(events)))
+
+
 USERS, MOST = 20, 5
 
 

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import logging
+import random
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -39,6 +40,7 @@ from fedprofile.client.records import ExampleSource, RecordSource
 from fedprofile.client.segments import SegmentPlan
 from fedprofile.client.sources import read_usable
 from fedprofile.client.training import PrivateTrainer, TrainingSettings
+from fedprofile.common.candidates import encode_records
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import DataError
 from fedprofile.common.interactions import EncodedRecords, Tokenizer
@@ -302,6 +304,55 @@ def test_nobodys_rows_change_the_examples_of_others(
     # And the one user's examples are a function of that user's rows alone.
     (folder / f"data.{kind}").write_bytes(write([{"who": SECRET, **row} for row in mixed if row["who"] == SECRET]))
     assert [example for example in found if example.user == SECRET] == read_usable(_tenant(kind), card, folder).examples
+
+
+def test_the_order_of_a_querys_rows_changes_no_record(
+    tmp_path: Path, card_data: Callable[..., dict[str, Any]], tiny_base: Path
+) -> None:
+    """Which of a user's rows a database gives first may hang on another user's: no example and no negative may."""
+    data = card_data(
+        history={"record": "{candidate}", "event": "{item}", "max_events": 2},
+        features={"numeric": [], "categorical": []},
+    )
+    task = {"kind": "ranking", "candidates": [f"w{number}" for number in range(4, 12)], "negatives": 3}
+    card = FederationCard.model_validate({**data, "task": task})
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    # Several labels and several events of each user at one time, of which a history holds two.
+    rows = [
+        {"who": user, "when": f"2026-01-0{day}", "item": f"w{4 + (3 * number + day) % 8}", "next": f"w{4 + number % 8}"}
+        for user in ("ann", "bob")
+        for day in (1, 2, 3)
+        for number in range(4)
+    ]
+    tenant = TenantFile.model_validate(
+        {
+            "source": {"kind": "sql", "url": "sqlite:///data.db", "query": "SELECT * FROM visits"},
+            "columns": {"user": "who", "time": "when", "label": "next"},
+            "population": {"name": "p", "declared_users": 10},
+            "budget": {"epsilon": 1.0},
+            "run": {"epsilon": 1.0},
+        }
+    )
+
+    def read(those: list[dict[str, str]]) -> list[tuple[Any, ...]]:
+        (tmp_path / "data.db").unlink(missing_ok=True)
+        with closing(sqlite3.connect(tmp_path / "data.db")) as database, database:
+            database.execute("CREATE TABLE visits (who, 'when', item, next)")
+            database.executemany("INSERT INTO visits VALUES (:who, :when, :item, :next)", those)
+        found = encode_records(read_usable(tenant, card, tmp_path).examples, card, tokenizer)
+        # Four rows a record, which are chosen together; the order of records has no part in what is chosen.
+        rows = [
+            (found.users[user], label, tuple(tokens))
+            for user, label, tokens in zip(found.user, found.labels, found.tokens, strict=True)
+        ]
+        return sorted(tuple(rows[place : place + 4]) for place in range(0, len(rows), 4))
+
+    expected = read(rows)
+    assert len(expected) == len(rows)
+    for seed in range(5):
+        shuffled = list(rows)
+        random.Random(seed).shuffle(shuffled)
+        assert read(shuffled) == expected
 
 
 @dataclass(frozen=True)
