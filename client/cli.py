@@ -215,6 +215,8 @@ def _judge_after_run(place: "TenantDirectory", say: Callable[[str], None]) -> No
             say(str(verdict))
     except FedprofileError as error:
         say(f"adapters wait for `flower-client adapters --judge --dir {place.root}`: {error}")
+    except Exception as error:
+        say(f"adapters wait for `flower-client adapters --judge --dir {place.root}`: {type(error).__name__}")
 
 
 if __name__ == "__main__":

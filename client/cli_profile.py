@@ -11,6 +11,7 @@ import typer
 
 from fedprofile.client.cli_common import AsJson, Directory, ask, logged
 from fedprofile.common.cli import show
+from fedprofile.common.errors import printable
 
 
 def predict(
@@ -21,11 +22,11 @@ def predict(
     ] = None,
     review: Annotated[
         Path | None,
-        typer.Option("--review", help="A .csv or .jsonl file for what [judgement] leaves to a person."),
+        typer.Option("--review", help="A .csv or .jsonl file for what is left to a person by your judgement settings."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict with the newest adapter, here, without the server."""
+    """Predict with the adapter in use, here, without the server."""
     from fedprofile.client.agreement import read_agreed
     from fedprofile.client.directory import TenantDirectory
     from fedprofile.common.errors import ConfigError, DataError
@@ -66,7 +67,9 @@ def predict(
         held = add_to_table(found, table, place.root)
         print(f"{held} of {len(found.users)} records are left to a person, in table {table.table}.", file=sys.stderr)
     if output is None:
-        show(found.as_csv().rstrip("\n"), found.as_rows(), as_json)
+        text = found.as_csv().rstrip("\n")
+        # A label or an id must not drive the terminal; what goes into a pipe is left as it is.
+        show(printable(text) if sys.stdout.isatty() else text, found.as_rows(), as_json)
         return
     write_predictions(found, output)
     counted = {"round": found.round, "card": found.card_hash, "predictions": len(found.users), "output": str(output)}

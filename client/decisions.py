@@ -1,24 +1,26 @@
 """The decision log: which model said what of whom and when, for the tenant's own account of it.
 
-One JSON object a line: time, way (`predict` or `serve`), a keyed hash of the user's id, what came out, and the model by
-card, round and the hash of its adapter. No text of a history, no column and no id stands in it. The key is the
-directory's `secret`, so that the tenant can find one person's decisions (`user_code`) and nobody else can link the log
-to a person by trying ids.
+One JSON object a line: time, way (`predict`, `explain` or `serve`), a keyed hash of the user's id, what came out, and
+the model by card, round and the hash of its adapter. No text of a history, no column and no id stands in it. The key is
+the directory's `secret`, so that the tenant can find one person's decisions (`user_code`) and nobody else can link the
+log to a person by trying ids.
 
 What cannot be logged is not given: a line is on the disk before its prediction is shown. Lines are added and never
 changed; a line that a crash or a full disk cut off is ended first, so that it spoils no other.
 """
 
+import errno
 import hashlib
 import hmac
 import json
 import os
+import stat
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedprofile.client.directory import TenantDirectory
+from fedprofile.client.directory import TenantDirectory, sync_folder
 from fedprofile.client.output_files import refuse_own_file
 from fedprofile.common.errors import ConfigError
 from fedprofile.common.tenant import TenantFile
@@ -92,14 +94,21 @@ class DecisionLog:
         ]
         data = "".join(f"{line}\n" for line in lines).encode()
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            made = not self._path.exists()
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(self._path, flags, 0o600)
             try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise OSError(errno.EINVAL, "it is no plain file")
+                os.fchmod(descriptor, 0o600)
                 size = os.fstat(descriptor).st_size
                 if size and os.pread(descriptor, 1, size - 1) != b"\n":
                     data = b"\n" + data
                 while data:
                     data = data[os.write(descriptor, data) :]
                 os.fsync(descriptor)
+                if made:
+                    sync_folder(self._path.parent)
             finally:
                 os.close(descriptor)
         except OSError as error:

@@ -168,10 +168,10 @@ def because(explanation: Explanation, count: int = 3) -> str:
         count: How many parts at most.
 
     Returns:
-        Such as "+0.210 viewed shoes; -0.043 the record itself".
+        Such as "viewed shoes (+0.210); the record itself (-0.043)".
     """
     return "; ".join(
-        f"{part.effect:+.3f} {part.text if part.is_event else RECORD}" for part in explanation.strongest(count)
+        f"{part.text if part.is_event else RECORD} ({part.effect:+.3f})" for part in explanation.strongest(count)
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from fedprofile.client.decisions import DecisionLog
 from fedprofile.client.directory import TenantDirectory
 from fedprofile.client.explanation import METHODS, SAMPLES, SAYS, Explanation, explain
 from fedprofile.client.output_files import write_new
@@ -45,7 +46,7 @@ def explain_file(
     samples: int = SAMPLES,
     label: str | None = None,
 ) -> list[Explanation]:
-    """Explain what is predicted for the rows of a file.
+    """Explain what is predicted for the rows of a file, and write it down where the tenant has a `[decisions]` log.
 
     Args:
         directory: The tenant's.
@@ -61,7 +62,7 @@ def explain_file(
         One for each row, in the file's order.
 
     Raises:
-        ConfigError: As for `predict_file`; or method or label is not one.
+        ConfigError: As for `predict_file`; or method or label is not one, or the log cannot be written.
         DataError: Rows are wrong, or the user has none.
     """
     chosen = next((each for each in METHODS if each == method), None)
@@ -76,7 +77,18 @@ def explain_file(
     if not mine:
         raise ConfigError(f"--user: has no row in {path}; give the id as it stands in column '{tenant.columns.user}'.")
     profiler = Profiler.open(directory, card, tenant)
-    return [explain(profiler, example, method=chosen, samples=samples, output=output) for example in mine]
+    found = [explain(profiler, example, method=chosen, samples=samples, output=output) for example in mine]
+    log = DecisionLog.of(directory, tenant)
+    if log is not None:
+        log.append(
+            [one.user for one in found],
+            [one.output for one in found],
+            card_hash=card.hash,
+            adapter=profiler.adapter_hash,
+            round=profiler.round,
+            way="explain",
+        )
+    return found
 
 
 def write_explanations(explanations: Sequence[Explanation], path: Path) -> None:

@@ -77,8 +77,10 @@ class AskedColumns:
         if card.history.event and columns.time is not None:
             row[columns.time] = "time"
             events[columns.event_time or columns.time] = "time"
+        if columns.group and tenant.judgement is not None and tenant.judgement.thresholds:
+            row[columns.group] = "text"  # The decision goes by it.
         ignored = {columns.label, *filter(None, (columns.time, columns.event_time, columns.group))}
-        return cls(row, events, columns.user, frozenset(ignored))
+        return cls(row, events, columns.user, frozenset(ignored - row.keys()))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -133,8 +134,13 @@ def review_list(
         buffer, ["user", *(f"p({label})" for label in labels), "because", "history"], lineterminator="\n"
     )
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _as_text(cell) for name, cell in row.items()} for row in rows)
     return buffer.getvalue()
+
+
+def _as_text(cell: Any) -> Any:
+    """A cell that a spreadsheet takes as text: histories are other people's words, and may look like a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in tuple("=+-@\t\r") else cell
 
 
 def _thresholds(spec: JudgementSpec, task: BinaryTask | MulticlassTask) -> tuple[float, ...]:

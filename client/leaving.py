@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprofile.client.directory import TenantDirectory
-from fedprofile.client.snapshot import Snapshot
+from fedprofile.common.errors import ConfigError
 
 QUESTION = (
     "Leave for good? The key is deleted, so that this directory can answer nothing more; to come back you need a new "
@@ -38,7 +38,7 @@ class Left:
         still = (
             "The adapters stay, and `predict`, `explain` and `serve` go on with them."
             if self.adapters
-            else "The adapters are deleted as well."
+            else "The adapters are deleted as well; a `serve` that runs has one in memory until it is ended."
         )
         return (
             f"Left. Deleted: {', '.join(self.removed) or 'nothing, there was nothing'}. {still}\n"
@@ -62,21 +62,32 @@ def leave_federation(directory: TenantDirectory, *, keep_adapters: bool) -> Left
         What was done. Doing it again does nothing.
 
     Raises:
-        ConfigError: It has not joined, or `start` runs on it.
+        ConfigError: It has not joined, `start` runs on it, something is a link, or cannot be deleted.
     """
     ledger = directory.ledger_path(directory.read_segment().ledger)
     # The key first: whatever comes in between, nothing is answered any more.
     gone = [directory.key, directory.node, directory.journal, directory.outbox, directory.cache, directory.snapshot]
     gone += [directory.new_invite] if keep_adapters else [directory.new_invite, directory.adapters]
-    removed = []
+    removed: list[str] = []
+    if links := [path for path in gone if path.is_symlink()]:
+        # What a link leads to may hold other things as well, which a person must look at.
+        raise ConfigError(
+            f"{links[0]}: is a link; delete what it leads to ({links[0].resolve()}) and the link, then run `leave` "
+            "again."
+        )
     with directory.running():
-        Snapshot(directory.snapshot, "").remove()
         for path in gone:
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.exists():
-                path.unlink()
-            else:
+            if not path.exists():
                 continue
+            try:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            except OSError as error:
+                raise ConfigError(
+                    f"{path}: cannot be deleted ({error.strerror}); mend that and run `leave` again. Before it went: "
+                    f"{', '.join(removed) or 'nothing'}."
+                ) from error
             removed.append(path.name)
     return Left(tuple(removed), ledger, keep_adapters)

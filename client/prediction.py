@@ -23,13 +23,11 @@ from fedprofile.client.sources import read_examples
 from fedprofile.common.card import FederationCard
 from fedprofile.common.errors import ConfigError, DataError
 from fedprofile.common.interactions import Example, history_pieces
-from fedprofile.common.tasks import MultilabelTask, RankingTask, RegressionTask, TaskSpec
+from fedprofile.common.tasks import LIKELY, MultilabelTask, RankingTask, RegressionTask, TaskSpec
 from fedprofile.common.tenant import FileSource, TableSpec, TenantFile
 
 KINDS = get_args(FileSource.model_fields["kind"].annotation)
 OUTPUTS = (".csv", ".jsonl", ".json")
-LIKELY = 0.5
-"""The probability from which a record is said to have a label that excludes no other."""
 BEST = 10
 """Candidates of a ranking that are named, the best first."""
 

@@ -51,11 +51,7 @@ def rank_values(task: RankingTask) -> dict[str, Table]:
     """
     rank = np.arange(1, task.rows_per_record + 1)
     hit = (rank <= task.cutoff).astype(np.float64)
-    return {
-        f"hit_rate_at_{task.cutoff}": hit,
-        f"ndcg_at_{task.cutoff}": hit / np.log2(1 + rank),
-        "mean_reciprocal_rank": 1 / rank,
-    }
+    return {"hit_rate": hit, "ndcg": hit / np.log2(1 + rank), "mean_reciprocal_rank": 1 / rank}
 
 
 def ranking_metrics(task: RankingTask, table: Table, noise_variance: float) -> Metrics:
@@ -67,5 +63,6 @@ def ranking_metrics(task: RankingTask, table: Table, noise_variance: float) -> M
     blocks |= {f":{name}": (block, noise_variance) for name, block in zip(names, cells, strict=False)}
     for suffix, (block, variance) in blocks.items():
         for name, values in rank_values(task).items():
-            metrics[f"{name}{suffix}"] = estimated(block, partial(weighted_mean, values), variance, share=1.0)
+            at = "" if name == "mean_reciprocal_rank" else f"_at_{task.cutoff}"
+            metrics[f"{name}{at}{suffix}"] = estimated(block, partial(weighted_mean, values), variance, share=1.0)
     return metrics

@@ -26,6 +26,9 @@ from fedprofile.common.config import Frozen
 OTHER_GROUP = "other"
 """Where every user goes whose group value is not on the card."""
 
+LIKELY = 0.5
+"""The probability from which a record is said to have a label that excludes no other."""
+
 Label = int | float
 """Of one record; see the module's docstring."""
 
@@ -295,6 +298,8 @@ class RankingTask(TaskSpec):
     def _candidates_can_be_drawn(self) -> Self:
         if len(set(self.candidates)) != len(self.candidates) or "" in self.candidates:
             raise ValueError("candidates must be distinct and not empty")
+        if spaced := [name for name in self.candidates if name.strip() != name]:
+            raise ValueError(f"candidate '{spaced[0]}' has white space around it, which cells are read without")
         if self.negatives >= len(self.candidates):
             raise ValueError(f"negatives={self.negatives} must be fewer than the {len(self.candidates)} candidates")
         if self.cutoff > self.negatives:

@@ -12,11 +12,8 @@ from sklearn.metrics import (
 )
 
 from fedprofile.common.classification_tables import recall_name
-from fedprofile.common.ranking_tables import ranks
-from fedprofile.common.tasks import BinaryTask, Labels, MultilabelTask, RankingTask, RegressionTask, TaskSpec
-
-LIKELY = 0.5
-"""The probability from which a record is said to have a label that excludes no other."""
+from fedprofile.common.ranking_tables import rank_values, ranks
+from fedprofile.common.tasks import LIKELY, BinaryTask, Labels, MultilabelTask, RankingTask, RegressionTask, TaskSpec
 
 
 def exact_metrics(scores: NDArray[np.floating], labels: Labels, task: TaskSpec) -> dict[str, float | int | None]:
@@ -94,9 +91,8 @@ def record_values(
         half (1 where nothing is true and nothing said), and "log_loss", the mean over labels.
     """
     if isinstance(task, RankingTask):
-        rank = 1 + ranks(task, scores, labels)
-        hit = (rank <= task.cutoff).astype(np.float64)
-        return {"hit_rate": hit, "ndcg": hit / np.log2(1 + rank), "mean_reciprocal_rank": 1 / rank}
+        rank = ranks(task, scores, labels)
+        return {name: values[rank] for name, values in rank_values(task).items()}
     truth, said = task.truths(labels), scores >= LIKELY
     true, both = truth.sum(axis=1), (truth & said).sum(axis=1)
     likely = np.clip(np.asarray(scores, np.float64), np.finfo(np.float64).eps, 1 - np.finfo(np.float64).eps)

@@ -1,6 +1,6 @@
 """A federation that is served: a tenant's directory, its model, and what is said of a prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,27 @@ class Federation:
                     entry["reply"] = judgement.reply(decision)
         return [entry | {"round": number, "adapter": adapter_hash, "card": card.hash} for entry in entries]
 
+    def log_explained(self, user: str, explanation: Mapping[str, Any]) -> None:
+        """Write into the tenant's decision log that a score was given with its reasons.
+
+        Args:
+            user: Whose.
+            explanation: Of `fedprofile.client.explanation.Explanation.as_dict`.
+
+        Raises:
+            ConfigError: The log cannot be written; nothing is answered then.
+        """
+        if self.log is not None:
+            card, profiler = self.profiler.card, self.profiler
+            self.log.append(
+                [user],
+                [explanation["output"]],
+                card_hash=card.hash,
+                adapter=profiler.adapter_hash,
+                round=profiler.round,
+                way="explain",
+            )
+
     def facts(self) -> dict[str, Any]:
         """What a person should know: task, promise, rounds, and when the decision is left to a person."""
         card, spec, columns = self.profiler.card, self.tenant.judgement, self.columns
@@ -135,7 +156,9 @@ class Federation:
             "card": card.hash,
             "base": card.base.id,
             "promise": promise.as_dict(),
-            "review": None if spec is None else {"decision": REVIEW, "band": spec.band, "confidence": spec.confidence},
+            "review": None
+            if spec is None
+            else {"decision": REVIEW} | spec.model_dump(include={"band", "confidence", "thresholds"}),
             "columns": {"row": columns.row, "events": columns.events, "user": columns.user},
         }
 

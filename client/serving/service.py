@@ -109,7 +109,10 @@ class Service:
 
         def act() -> None:
             for name, example in examples.items():
-                found[name] = explain(self.federations[name].profiler, example)
+                federation = self.federations[name]
+                explanation = explain(federation.profiler, example)
+                federation.log_explained(example.user, explanation)
+                found[name] = explanation
 
         examples = self.reader.read(body)
         if self._explaining == MOST_EXPLAINED:

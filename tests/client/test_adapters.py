@@ -339,6 +339,18 @@ def test_leaving_deletes_what_is_not_needed_and_the_ledger_stays(here: Home, kee
     assert code == 0 and json.loads(out)["removed"] == []
 
 
+def test_leaving_stops_at_a_link_before_anything_is_gone(here: Home, tmp_path: Path) -> None:
+    """Such as a cache on a larger disk, which may hold what is not the client's."""
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "other").write_text("x")
+    if here.place.cache.exists():
+        here.place.cache.rmdir()
+    here.place.cache.symlink_to(tmp_path / "large")
+    code, _, said = here.run("leave", "--dir", str(here.root), "--yes")
+    assert code == 2 and "cache: is a link; delete what it leads to" in said
+    assert here.place.key.exists() and (tmp_path / "large" / "other").exists()
+
+
 def test_nobody_leaves_while_start_runs(here: Home) -> None:
     with here.place.running():
         code, _, said = here.run("leave", "--dir", str(here.root), "--yes")

@@ -1,6 +1,7 @@
 """What is written down of predictions: the decision log, and the table of what is left to a person."""
 
 import json
+import os
 import resource
 import sqlite3
 from pathlib import Path
@@ -29,7 +30,7 @@ ROW = {
     "user": "ann",
     "likeliest": "yes",
     "probability": 0.55,
-    "because": "+0.100 viewed shoes",
+    "because": "viewed shoes (+0.100)",
     "history": "viewed 'shoes'; bought; 第二",
 }
 
@@ -79,6 +80,29 @@ def test_each_prediction_is_a_line_that_names_nobody(there: Home) -> None:
     assert len(mine) == 3 and len({line["user"] for line in lines}) == 40
     there.run("predict", "--dir", str(there.root), "--input", str(rows), "--json")
     assert len(_lines(log)) == 2 * len(lines) and log.read_text().startswith(text)
+
+
+def test_an_explanation_is_a_line_too(there: Home) -> None:
+    _set(there, '\n[decisions]\nlog = "decisions.jsonl"\n')
+    options = ("--dir", str(there.root), "--input", str(there.root / "visits.csv"), "--user", "u1")
+    code, _, said = there.run("explain", *options)
+    assert code == 0, said
+    lines = _lines(there.root / "decisions.jsonl")
+    assert [(line["way"], line["outcome"]) for line in lines] == [("explain", "yes")] * 3
+    _set(there, '\n[decisions]\nlog = "nowhere/decisions.jsonl"\n')
+    code, out, said = there.run("explain", *options)
+    assert code == 2 and out == "" and "not logged" in said
+
+
+def test_a_log_is_its_owners_alone_and_a_plain_file(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("")
+    path.chmod(0o644)
+    DecisionLog(path, b"k" * 32).append(["ann"], ["yes"], **MODEL)
+    assert path.stat().st_mode & 0o777 == 0o600
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="no plain file"):
+        DecisionLog(tmp_path / "pipe", b"k" * 32).append(["ann"], ["yes"], **MODEL)
 
 
 def test_the_code_hangs_on_the_directorys_secret(tmp_path: Path) -> None:
@@ -142,7 +166,7 @@ def test_what_is_left_to_a_person_is_added_to_a_table_with_its_reasons(there: Ho
     found = [dict(zip(COLUMNS, row, strict=True)) for row in rows[:3]]
     assert {row["user"] for row in found} == {"u0"} and all(row["history"] for row in found)
     assert [row["probability"] for row in found] == sorted(row["probability"] for row in found)
-    assert all(row["because"][0] in "+-" for row in found)
+    assert all(row["because"].endswith(")") for row in found)
 
 
 def test_a_table_is_in_no_file_of_the_clients_own(there: Home) -> None:

@@ -162,8 +162,8 @@ def test_the_strongest_parts_in_a_cell() -> None:
 
     parts = (Part("a", 0.1), Part("b", 0.0), Part("c", -0.3), Part("own text", 0.2, is_event=False))
     found = Explanation("u", "yes", 0.5, 0.5, parts, "ablation", 1)
-    assert because(found, 2) == "-0.300 c; +0.200 the record itself"
-    assert because(found) == "-0.300 c; +0.200 the record itself; +0.100 a"
+    assert because(found, 2) == "c (-0.300); the record itself (+0.200)"
+    assert because(found) == "c (-0.300); the record itself (+0.200); a (+0.100)"
 
 
 def test_the_command(home: Home) -> None:  # noqa: F811

@@ -47,7 +47,7 @@ def test_confidence_is_of_the_most_likely_label(cards: dict[str, FederationCard]
 def test_the_review_list_begins_with_the_least_sure_and_shows_what_the_model_saw(json_lines: bool) -> None:
     decisions = ("no", REVIEW, REVIEW)
     texts = ("a", 'viewed "boots"; bought', "第二，行")
-    reasons = ("", "+0.100 a", "-0.200 b; +0.100 c")
+    reasons = ("", "a (+0.100)", "b (-0.200); c (+0.100)")
     text = review_list(decisions, ["u1", "u2", "u3"], SCORES[:3], ["no", "yes"], texts, reasons, json_lines=json_lines)
     rows: list[dict[str, Any]]
     if json_lines:
@@ -58,6 +58,15 @@ def test_the_review_list_begins_with_the_least_sure_and_shows_what_the_model_saw
     assert [row["history"] for row in rows] == [texts[2], texts[1]]
     assert [float(row["p(yes)"]) for row in rows] == [0.5, 0.4]
     assert [row["because"] for row in rows] == [reasons[2], reasons[1]]
+
+
+def test_a_history_is_no_formula_of_a_spreadsheet() -> None:
+    texts = ("=HYPERLINK(1)", "-1 visit")
+    given = ([REVIEW] * 2, ["@ann", "bob"], SCORES[:2], ["no", "yes"], texts, ["+ a (+0.100)", "b (+0.100)"])
+    rows = list(csv.DictReader(io.StringIO(review_list(*given, json_lines=False))))
+    assert [row["history"] for row in rows] == ["'-1 visit", "'=HYPERLINK(1)"]
+    assert [row["user"] for row in rows] == ["bob", "'@ann"] and rows[1]["because"] == "'+ a (+0.100)"
+    assert [json.loads(line)["history"] for line in review_list(*given, json_lines=True).splitlines()] == [*texts[::-1]]
 
 
 def test_thresholds_are_those_of_each_records_group(cards: dict[str, FederationCard], tmp_path: Path) -> None:

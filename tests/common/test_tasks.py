@@ -57,6 +57,7 @@ def test_a_card_of_each_kind_survives_its_canonical_form(
         ({**FILMS, "negatives": 4}, "negatives=4 must be fewer than the 4 candidates"),
         ({**FILMS, "cutoff": 3}, "cutoff=3 must be at most negatives=2"),
         ({**FILMS, "candidates": ["Alien", "Alien", "Dune"]}, "candidates must be distinct"),
+        ({**FILMS, "candidates": ["Alien ", "Brazil", "Dune"]}, "white space around it"),
         (FILMS, r"needs \{candidate\} in history.record"),
     ],
 )

@@ -174,7 +174,9 @@ function bandText(review) {
   const parts = [];
   if (review.band) parts.push(`the positive label's probability is from ${review.band[0]} to ${review.band[1]}`);
   if (review.confidence > 0) parts.push(`the most likely label's is below ${review.confidence}`);
-  return parts.length ? `A person decides where ${parts.join(", or ")}.` : "No prediction is left to a person.";
+  const groups = Object.keys(review.thresholds || {});
+  const by = groups.length ? ` The second label is decided from another probability for ${groups.join(", ")}.` : "";
+  return (parts.length ? `A person decides where ${parts.join(", or ")}.` : "No prediction is left to a person.") + by;
 }
 
 function model([name, one]) {

@@ -193,7 +193,7 @@ def test_facts_are_the_cards_and_the_ledgers(served: Served) -> None:
         found = client.get("/federations").json()
     buy = found["federations"]["buy"]
     assert buy["promise"]["epsilon"] == 2.0 and buy["promise"]["unit"] == "user" and buy["promise"]["delta"] == 2e-05
-    assert buy["review"] == {"decision": "review", "band": [0.4, 0.6], "confidence": 0.0}
+    assert buy["review"] == {"decision": "review", "band": [0.4, 0.6], "confidence": 0.0, "thresholds": {}}
     assert found["federations"]["spend"]["task"] == {"kind": "regression", "outputs": ["visits"], "low": 0, "high": 10}
     assert buy["columns"]["events"] == {"action": "text", "item": "text", "time": "time"}
 

@@ -160,6 +160,10 @@ def test_it_follows_the_tenants_choice_and_logs_each_decision(serve: Serve, copi
     del request["row"]["region"]
     with served.client() as client:
         assert client.post("/profile", json=request).status_code == 422
+        # The page asks for the columns that are named here, and says what is done with them.
+        facts = client.get("/federations").json()["federations"]["buy"]
+        assert facts["columns"]["row"]["region"] == "text" and set(facts["review"]["thresholds"]) == {"north", "south"}
+        assert client.post("/explain", json=request | {"row": request["row"] | {"region": "north"}}).status_code == 200
     request["row"]["region"] = "north"
     place = TenantDirectory(copies / "buy")
     card = place.read_agreed_card()
@@ -171,13 +175,15 @@ def test_it_follows_the_tenants_choice_and_logs_each_decision(serve: Serve, copi
     assert served.profile(request)["buy"]["round"] == 1
     lines = [json.loads(line) for line in (copies / "buy" / "decisions.jsonl").read_text().splitlines()]
     assert [line["outcome"] for line in lines[:2]] == ["yes", "no"]
+    assert [line["outcome"] for line in lines if line["way"] == "explain"] == ["yes"]
     assert lines[0]["way"] == "serve" and lines[-1]["round"] == 1 and lines[0]["round"] == 3
     # What cannot be logged is not answered.
     (copies / "buy" / "decisions.jsonl").unlink()
     (copies / "buy" / "decisions.jsonl").mkdir()
     with served.client() as client:
-        answer = client.post("/profile", json=request)
-    assert answer.status_code == 500 and "profile" not in answer.json()
+        for path, key in (("/profile", "profile"), ("/explain", "explanation")):
+            answer = client.post(path, json=request)
+            assert answer.status_code == 500 and key not in answer.json()
 
 
 def test_an_explanation_is_of_the_same_prediction(serve: Serve, copies: Path) -> None:
